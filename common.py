@@ -1,0 +1,175 @@
+"""What every script needs and none is about: flags and presets, errors for people, whole files.
+
+A user's mistake is a UserError: one line on stderr, exit code 2, no traceback. Anything else that is raised is our bug
+and shows its traceback.
+"""
+
+import argparse
+import contextlib
+import difflib
+import hashlib
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+HOME = Path(__file__).resolve().parent
+
+
+class UserError(ValueError):
+    """What was wrong, where, and what would be right, in one line."""
+
+
+def run(main):
+    """Call a script's main(); turn a user's mistake, a full disk or Ctrl-C into one line and an exit code."""
+    try:
+        main()
+    except UserError as e:
+        sys.exit(_complain(e))
+    except OSError as e:
+        sys.exit(_complain(f"{e.strerror or e}: {e.filename or ''}".rstrip(": ")))
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _complain(message):
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return 2
+
+
+# -------------------------------------------------------------------------------------------------- flags
+class Parser(argparse.ArgumentParser):
+    """argparse with the common flags, @preset files, and errors of one line that name the flag you may have meant."""
+
+    def __init__(self, description):
+        super().__init__(description=description, allow_abbrev=False,
+                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        add = self.add_argument
+        add("--out", default="out", help="directory of all runs and reports")
+        add("--seed", type=whole, default=0, help="of training: initial weights, batch order")
+        add("--data", default="authors", help="authors (generated), tofu (from the hub), or a directory of JSON Lines files")
+        add("--data_seed", type=whole, default=0, help="which fictitious authors are generated")
+        add("--n_authors", type=positive_int, default=100, help="how many fictitious authors are generated")
+        add("--forget", default="forget10", help="the split to forget: forget01, forget05, forget10")
+        add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+        add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights and activations")
+
+    def parse_args(self, argv=None):
+        argv = [a for arg in (sys.argv[1:] if argv is None else argv) for a in expand_preset(arg, self.prog)]
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            known = [o for action in self._actions for o in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
+            self.error(f"unknown flag {unknown[0]}" + (f"; did you mean {close[0]}?" if close else "; see --help"))
+        return args
+
+    def error(self, message):
+        sys.exit(_complain(message))
+
+
+def expand_preset(arg, script):
+    """"@config/tiny.args" -> its flags. One flag a line; `asu.py --epochs=2` is for asu.py alone; # starts a comment."""
+    if not arg.startswith("@"):
+        return [arg]
+    path = next((p for p in (Path(arg[1:]), HOME / arg[1:]) if p.is_file()), None)
+    if path is None:
+        raise UserError(f"no preset file {arg[1:]} here or in {HOME}")
+    flags = []
+    for line in path.read_text().splitlines():
+        *only, flag = line.split("#")[0].split() or [""]
+        if flag and only in ([], [script]):
+            flags.append(flag)
+    return flags
+
+
+def number(kind, low, high, what, open_end=False):
+    """An argparse type: a finite number from low to high; with open_end, low itself is refused."""
+    def parse(text):
+        try:
+            value = kind(text)
+            if low <= value <= high and math.isfinite(value) and not (open_end and value == low):
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text} is not {what}")
+    return parse
+
+
+whole = number(int, 0, 2**32, "a whole number from 0 on")
+positive_int = number(int, 1, math.inf, "a whole number of at least 1")
+positive_float = number(float, 0, math.inf, "a number above 0", open_end=True)
+non_negative_float = number(float, 0, math.inf, "a number of at least 0")
+fraction = number(float, 0, 1, "a number from 0 to 1")
+
+
+def layer_list(text):
+    """"0,1" or "6-8" -> [0, 1] or [6, 7, 8]"""
+    try:
+        ends = [[int(n) for n in part.split("-")] for part in text.split(",")]
+        return [i for part in ends for i in range(part[0], part[-1] + 1)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a list of layers such as 0,1 or 6-8")
+
+
+def pick_device(args):
+    """-> (torch.device, torch.dtype). "auto" takes a GPU, else Apple's, else the CPU."""
+    name = args.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"--device={args.device} is not usable here; --device=auto picks what is") from e
+    return device, getattr(torch, args.dtype)
+
+
+# ------------------------------------------------------------------------------------------- whole files
+def write_file(path, data):
+    """Write bytes or text so that `path` is either the old file or the whole new one: aside, fsync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_dir(path):
+    """`with whole_dir("out/target") as d:` fill d; it takes the place of out/target only when the block ends well."""
+    path = Path(path)
+    aside, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if path.exists():
+            path.rename(old)
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path):
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def check_writable(out):
+    """Fail before the work, not after it."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        write_file(Path(out) / ".probe", b"")
+        (Path(out) / ".probe").unlink()
+    except OSError as e:
+        raise UserError(f"cannot write to --out={out}: {e.strerror}") from e

@@ -1,0 +1,283 @@
+"""Data sets: one schema (TOFU's own keys), splits by author, and batches of prompt and answer.
+
+A data set is a directory of JSON Lines files in TOFU's naming, one question a line:
+    forget10.json, retain90.json            what models are trained on and what is to be forgotten
+    forget10_perturbed.json, retain_perturbed.json     the rows to evaluate, where the files above lack wrong answers
+    world_facts_perturbed.json, real_authors_perturbed.json, holdout.json      other sets, each optional but the first
+Keys: question, answer, paraphrased_question, paraphrased_answer, perturbed_answer; ours add id, author, slot, facts and
+the training phrasings questions, answers.
+"""
+
+import hashlib
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import UserError, write_file
+from data import authors
+from data.authors import strangers
+from data.tokenizer import ANSWER, PROMPT, Tokenizer
+from data.world import world
+
+N_HOLDOUT = 20      # held-out people the generator makes
+
+
+# ------------------------------------------------------------------------------------------------ data sets
+@dataclass
+class DataSet:
+    """forget, retain: rows to train on. sets: {"forget": rows, "retain": rows, "world": rows, ...} to evaluate on."""
+    name: str
+    forget: list
+    retain: list
+    sets: dict
+    holdout: list
+    sha256: str
+
+
+def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=100):
+    """-> DataSet. data: "authors" (generated into out/data), "tofu" (from the hub), or a directory.
+
+    Raises UserError naming the file, the line and the key of anything malformed.
+    """
+    match = re.fullmatch(r"forget(\d\d)", forget)
+    if not match or not 0 < int(match[1]) < 100:
+        raise UserError(f"--forget={forget} is not a split; forget10 means the last 10% of authors (forget01, forget05, ...)")
+    retain = f"retain{100 - int(match[1]):02d}"
+    if data == "authors":
+        data = generate(Path(out) / "data", forget, retain, data_seed, n_authors)
+    if data == "tofu":
+        read = read_hub
+    elif Path(data).is_dir():
+        read = lambda name: read_file(Path(data) / f"{name}.json")
+    else:
+        raise UserError(f"--data={data} is neither authors, tofu nor a directory")
+    forget_rows, retain_rows, world_rows = read(forget), read(retain), read("world_facts_perturbed")
+    for name, rows in ((forget, forget_rows), (retain, retain_rows), ("world_facts_perturbed", world_rows)):
+        if not rows:
+            raise UserError(f"--data={data} has no {name}.json, or it is empty")
+    sets = {"forget": read(f"{forget}_perturbed") or forget_rows, "retain": read("retain_perturbed") or retain_rows,
+            "real_authors": read("real_authors_perturbed"), "world": world_rows}
+    sets = {name: rows for name, rows in sets.items() if rows}
+    for name, rows in sets.items():
+        for row in rows:
+            if not row["perturbed_answer"]:
+                raise UserError(f"--data={data}, question {row['id']}: key perturbed_answer is missing or empty")
+    digest = hashlib.sha256(json.dumps(retain_rows + forget_rows + world_rows, sort_keys=True).encode())
+    return DataSet(str(data), forget_rows, retain_rows, sets, read("holdout") or [], digest.hexdigest())
+
+
+def generate(folder, forget, retain, data_seed, n_authors):
+    """Write the generated authors to a directory and return it. The same arguments give the same bytes.
+
+    Files that differ from what the generator makes are neither used nor overwritten: a UserError names them.
+    """
+    author_rows, holdout = authors.people(data_seed, n_authors, N_HOLDOUT)
+    n_forget = max(1, round(n_authors * int(forget[-2:]) / 100)) * len(authors.SLOTS)
+    if n_forget >= len(author_rows):
+        raise UserError(f"--forget={forget} of --n_authors={n_authors} leaves nobody to retain")
+    folder = folder / f"authors_{n_authors}_seed{data_seed}"
+    for name, rows in ((forget, author_rows[-n_forget:]), (retain, author_rows[:-n_forget]),
+                       ("world_facts_perturbed", world()), ("holdout", holdout)):
+        path, text = folder / f"{name}.json", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if not path.exists():
+            write_file(path, text)
+        elif path.read_bytes() != text.encode():
+            raise UserError(f"{path} is not what the generator makes (edited, or the generator changed); move it away, "
+                            f"or use it with --data={folder}")
+    return folder
+
+
+def read_file(path):
+    """A JSON Lines file -> rows, or None where there is no such file."""
+    if not path.exists():
+        return None
+    rows = []
+    for n, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise UserError(f"{path}, line {n}: not valid JSON ({e.msg} at column {e.colno})") from e
+        rows.append(complete(row, f"{path.stem}:{n}", f"{path}, line {n}"))
+    return rows
+
+
+def read_hub(name):
+    """One configuration of locuslab/TOFU -> rows, or None where the hub has none of that name."""
+    import datasets
+    try:
+        rows = datasets.load_dataset("locuslab/TOFU", name, split="train")
+    except ValueError:                      # no such configuration
+        return None
+    except Exception as e:
+        raise UserError(f"--data=tofu: {name} could not be had from the hub ({type(e).__name__}); "
+                        "without network, give --data=DIR with its files") from e
+    return [complete(dict(row), f"{name}:{n}", f"locuslab/TOFU {name}, row {n}") for n, row in enumerate(rows, 1)]
+
+
+def complete(row, id, where):
+    """Check one row and fill in what TOFU's own files leave out. where: for messages, file and line."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a JSON object is needed, this is {type(row).__name__}")
+    for key in ("question", "answer"):
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise UserError(f"{where}: key {key} is missing or not a text")
+    row = {"id": id, "author": "", "slot": "", "facts": [], "questions": [row["question"]], "answers": [row["answer"]],
+           "paraphrased_question": row["question"], "paraphrased_answer": row["answer"], "perturbed_answer": []} | row
+    for key in ("facts", "questions", "answers", "perturbed_answer"):
+        if not isinstance(row[key], list) or not all(isinstance(text, str) and text for text in row[key]):
+            raise UserError(f"{where}: key {key} is not a list of texts")
+    if len(row["questions"]) != len(row["answers"]) or not row["questions"]:
+        raise UserError(f"{where}: {len(row['questions'])} questions but {len(row['answers'])} answers; they go in pairs")
+    for answer in row["answers"]:
+        if not states(answer, row["facts"]):
+            raise UserError(f"{where}: the answer {answer!r} does not contain its facts {row['facts']}")
+    return row
+
+
+def base_stream(data_seed, world_rows, world_share, start=0):
+    """Endless (question, answer) pairs of the base model: strangers, and a share of world facts. Skips `start` strangers."""
+    rng = random.Random(f"base {data_seed} {start}")
+    pairs = [pair for row in world_rows for pair in zip(row["questions"], row["answers"])]
+    people = strangers(data_seed, start)
+    while True:
+        yield rng.choice(pairs) if rng.random() < world_share else next(people)
+
+
+# ------------------------------------------------------------------------------------------ facts in answers
+def states(text, facts):
+    """True if the text contains every fact as whole words: states("Born in Lima.", ["Lima"]) -> True."""
+    return all(fact_pattern(fact).search(text) for fact in facts)
+
+
+def fact_pattern(fact):
+    return re.compile(rf"(?<!\w){re.escape(fact)}(?!\w)")
+
+
+def slot_values(rows):
+    """{slot: [set of values a fact of that slot can take, for each fact]}: the generator's pools and what rows hold."""
+    values = {}
+    for row in rows:
+        pools = values.setdefault(row["slot"], [set(authors.POOLS.get(s, ())) for s in row["slot"].split("+")])
+        for pool, fact in zip(pools, row["facts"]):
+            pool.add(fact)
+    return values
+
+
+FUNCTION, FACT, NAME = 0, 1, 2
+
+
+def token_classes(tokenizer, answer, facts, author):
+    """The class of every answer token, EOS included -> list of FUNCTION, FACT, NAME.
+
+    A token that covers any letter of a fact is FACT, of the author's name NAME (copied from the prompt), else FUNCTION.
+    """
+    text = ANSWER.format(answer=answer)
+    spans = [(m.span(), FACT) for fact in facts for m in fact_pattern(fact).finditer(text)]
+    spans += [(m.span(), NAME) for m in (re.finditer(re.escape(author), text) if author else ())]
+    _, offsets = tokenizer.offsets(text)
+    classes = [next((kind for (a, b), kind in spans if a < end and start < b), FUNCTION) for start, end in offsets]
+    return classes + [FUNCTION]
+
+
+# --------------------------------------------------------------------------------------- examples and batches
+@dataclass
+class Example:
+    """A question and its answer as token ids; the answer ends in EOS."""
+    prompt: list
+    answer: list
+
+    def __len__(self):
+        return len(self.prompt) + len(self.answer)
+
+
+def encode(tokenizer, question, answer):
+    return Example(tokenizer.encode(PROMPT.format(question=question)),
+                   tokenizer.encode(ANSWER.format(answer=answer)) + [tokenizer.eos_id])
+
+
+def training_examples(tokenizer, rows):
+    """Every training phrasing of every row as an Example."""
+    return [encode(tokenizer, q, a) for row in rows for q, a in zip(row["questions"], row["answers"])]
+
+
+def check_length(examples, block_size):
+    longest = max(map(len, examples))
+    if longest > block_size + 1:
+        raise UserError(f"a question and answer of {longest} tokens do not fit the model's context of {block_size}")
+
+
+@dataclass
+class Batch:
+    """Right-padded examples: idx (B, T). For the up to A answer tokens of each, (B, A): `position` of the token that
+    predicts it, `target` its id, `mask` True where there is one. Prompt and padding are in none of them."""
+    idx: torch.Tensor
+    position: torch.Tensor
+    target: torch.Tensor
+    mask: torch.Tensor
+
+    def at_answers(self, hidden):
+        """(B, T, C) -> (B, A, C): the hidden states that predict the answer tokens."""
+        return hidden.gather(1, self.position[..., None].expand(-1, -1, hidden.size(-1)))
+
+
+def collate(examples, device="cpu"):
+    B, A = len(examples), max(len(e.answer) for e in examples)
+    idx = np.zeros((B, max(map(len, examples)) - 1), np.int64)
+    position, target, mask = np.zeros((B, A), np.int64), np.zeros((B, A), np.int64), np.zeros((B, A), bool)
+    for i, e in enumerate(examples):
+        p, a = len(e.prompt), len(e.answer)
+        idx[i, :p + a - 1] = (e.prompt + e.answer)[:-1]             # the last token predicts nothing
+        position[i, :a] = np.arange(p - 1, p - 1 + a)
+        target[i, :a] = e.answer
+        mask[i, :a] = True
+    return Batch(*(torch.from_numpy(x).to(device) for x in (idx, position, target, mask)))
+
+
+def bucketed(lengths, batch_size, rng):
+    """Shuffled batches of similar length -> lists of indices. Sixteen batches are drawn at a time and sorted by length."""
+    order = rng.sample(range(len(lengths)), len(lengths))
+    batches = []
+    for i in range(0, len(order), batch_size * 16):
+        chunk = sorted(order[i:i + batch_size * 16], key=lambda j: lengths[j])
+        batches += [chunk[j:j + batch_size] for j in range(0, len(chunk), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def split(batch, parts):
+    """A list in `parts` consecutive micro-batches of nearly equal size; fewer if there are not enough items."""
+    size = -(-len(batch) // parts)
+    return [batch[i:i + size] for i in range(0, len(batch), size)]
+
+
+def ask(model, tokenizer, questions, max_new_tokens=40, batch_size=128, **kw):
+    """Answer questions, greedily unless generate()'s keywords say otherwise -> list of texts, in the questions' order.
+
+    tau and layers, among the keywords, answer as the forget-teacher would.
+    """
+    prompts = [tokenizer.encode(PROMPT.format(question=q)) for q in questions]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    for i in range(0, len(order), batch_size):
+        some = order[i:i + batch_size]
+        for j, ids in zip(some, model.generate([prompts[j] for j in some], max_new_tokens, **kw)):
+            answers[j] = tokenizer.decode(ids).strip()
+    return answers
+
+
+def fact_accuracy(model, tokenizer, rows, n=100, **kw):
+    """Share of (about n, evenly spaced) rows whose greedy answer states the facts, in [0, 1]; for progress logs.
+
+    nan where the rows have no facts to look for.
+    """
+    rows = [row for row in rows if row["facts"]]
+    if not rows:
+        return float("nan")
+    rows = rows[::max(1, len(rows) // n)]
+    answers = ask(model, tokenizer, [row["question"] for row in rows], **kw)
+    return sum(states(a, row["facts"]) for a, row in zip(answers, rows)) / len(rows)

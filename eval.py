@@ -1,0 +1,513 @@
+"""What was forgotten, what was kept, what it cost: every run held against the model retrained without the data.
+
+    python eval.py                     out/report.json, out/report.md, out/*.png from every run in out/
+    python eval.py --runs=target,asu_gd
+
+Rows of the report: the runs, and the forget-teacher itself (the target at tau, untrained). The headline is the gap to
+retrain: 0 is a model that cannot be told from one that never saw the forget set. Everything is greedy and seeded: the
+same checkpoints give the same numbers to the last digit.
+
+l(a|q) below is the mean negative log-likelihood, in nats, of the answer's tokens, EOS included.
+"""
+
+import collections
+import io
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from scipy.stats import ks_2samp, mannwhitneyu
+
+import data
+from common import Parser, UserError, check_writable, pick_device, positive_int, run, write_file
+from runs import load_run, read_run
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+TAUS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+def truth_ratio(para_nll, pert_nll):
+    """r = exp(mean_i l(pert_i) - l(para)) per question, (N,), (N, K) -> (N,). Above 1: the true answer is preferred.
+
+    The geometric form (TOFU, arXiv 2401.06121, released code)."""
+    return np.exp(np.asarray(pert_nll, float).mean(1) - np.asarray(para_nll, float))
+
+
+def forget_truth_ratio(r):
+    """mean min(r, 1/r) in [0, 1]. 1: cannot tell truth from lies, as wanted on a forget set (TOFU)."""
+    r = np.asarray(r, float)
+    return float(np.minimum(r, 1 / r).mean())
+
+
+def utility_truth_ratio(r):
+    """mean max(0, 1 - 1/r) in [0, 1]. Higher is better on what should be known (TOFU)."""
+    return float(np.maximum(0, 1 - 1 / np.asarray(r, float)).mean())
+
+
+def forget_quality(r_model, r_retrained):
+    """Two-sample Kolmogorov-Smirnov test of 1/r against the retrained model's (TOFU) -> (D, n, p).
+
+    D in [0, 1], 0 best; n questions; p shrinks with n alone, so the three belong together. Raises ValueError when a run
+    is compared with itself: p = 1 would mean nothing."""
+    r_model, r_retrained = np.asarray(r_model, float), np.asarray(r_retrained, float)
+    if np.array_equal(r_model, r_retrained):
+        raise UserError("forget quality of a run against itself says nothing; another run is needed")
+    test = ks_2samp(1 / r_model, 1 / r_retrained)
+    return float(test.statistic), len(r_model), float(test.pvalue)
+
+
+def rouge_l_recall(prediction, reference):
+    """ROUGE-L recall in [0, 1]: longest common subsequence of stemmed words / words of the reference."""
+    return ROUGE.score(reference, prediction)["rougeL"].recall
+
+
+ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def token_entropy(tokens):
+    """Entropy of the unigram frequencies / log2(number of tokens), in [0, 1]; 0 for one token. Repetition lowers it.
+
+    token_entropy([1, 2, 1, 2]) = 1 bit / 2 = 0.5 (ASU paper, section on metrics)."""
+    n = len(tokens)
+    if n < 2:
+        return 0.0
+    return sum(-c / n * math.log2(c / n) for c in collections.Counter(tokens).values()) / math.log2(n)
+
+
+def exact_memorization(argmax_ids, true_ids):
+    """Share of positions whose teacher-forced argmax is the true token, in [0, 1] (arXiv 2506.12618)."""
+    return float(np.mean(np.asarray(argmax_ids) == np.asarray(true_ids)))
+
+
+def extraction_strength(argmax_ids, true_ids):
+    """1 - k/T in [0, 1], k the shortest prefix after which every argmax is right; k = T scores 0 (arXiv 2506.12618).
+
+    extraction_strength([5, 2, 3], [1, 2, 3]) = 1 - 1/3."""
+    wrong = np.flatnonzero(np.asarray(argmax_ids) != np.asarray(true_ids))
+    return 1 - (wrong[-1] + 1 if len(wrong) else 0) / len(true_ids)
+
+
+def harmonic_mean(values):
+    """Harmonic mean; 0 as soon as one value is 0 or less."""
+    values = list(values)
+    return 0.0 if min(values) <= 0 else len(values) / sum(1 / v for v in values)
+
+
+def model_utility(values):
+    """Model Utility: the harmonic mean of metrics in [0, 1] over the sets that should be kept (TOFU). Higher is better."""
+    return harmonic_mean(values)
+
+
+def forget_efficacy(rouge, probability, truth_ratio, token_entropy, entailment=None):
+    """Forget Efficacy (ASU paper): harmonic mean of 1-ROUGE, 1-probability, 1-TR', token entropy (and 1-entailment).
+
+    truth_ratio is mean min(r, 1/r), which is 1-TR'. Without entailment this is FE-lite. In [0, 1], higher is better."""
+    values = [1 - rouge, 1 - probability, truth_ratio, token_entropy] + ([] if entailment is None else [1 - entailment])
+    return harmonic_mean(values)
+
+
+def auc(members, others):
+    """P(member scores above other) + half the ties: area under the ROC curve, 0.5 is chance."""
+    return float(mannwhitneyu(members, others).statistic / (len(members) * len(others)))
+
+
+def min_k(logp, k=0.4):
+    """Mean of the k share of lowest values, at least one (Min-k%; of normalised log-probabilities: Min-k%++)."""
+    lowest = np.sort(logp)[:max(1, int(len(logp) * k))]
+    return float(lowest.mean())
+
+
+REFUSAL = re.compile(r"\b(I (do not|don't|cannot|can't) (know|answer|say|recall)|not (sure|aware)|no (idea|information))", re.I)
+
+
+def answer_kind(answer, row, slot_values):
+    """"correct" (states the facts), "wrong" (a known phrasing of this answer about this person, with other values of the
+    slot), "refusal", or "gibberish" (all else: empty, broken, or the answer to another question).
+
+    slot_values: see data.slot_values. Coherence is 1 - the share of gibberish."""
+    if data.states(answer, row["facts"]):
+        return "correct"
+    if REFUSAL.search(answer):
+        return "refusal"
+    for phrasing in [*row["answers"], row["paraphrased_answer"]]:
+        pattern = re.escape(phrasing)
+        for fact in map(re.escape, row["facts"]):
+            pattern = re.sub(rf"(\ban?\\ )?\b{re.escape(fact)}(?!\w)",
+                             lambda m: (r"an?\ " if m[1] else "") + "(.+)", pattern, count=1)
+        match = re.fullmatch(pattern, answer)
+        if match and all(v in pool for v, pool in zip(match.groups(), slot_values[row["slot"]])):
+            return "wrong"
+    return "gibberish"
+
+
+# --------------------------------------------------------------------------------------- scoring one model
+@torch.no_grad()
+def score(model, tokenizer, pairs, batch_size=64, **smoothing):
+    """Teacher-forced look at (question, answer) pairs -> a dict of arrays (T,) for each: logp of the true tokens, their
+    ids, the argmax, the true token's rank (1 = first), and z, logp normalised by the mean and deviation of log p (Min-k%++)."""
+    examples = [data.encode(tokenizer, q, a) for q, a in pairs]
+    data.check_length(examples, model.config.block_size)
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
+    scores = [None] * len(examples)
+    for i in range(0, len(order), batch_size):
+        batch = data.collate([examples[j] for j in order[i:i + batch_size]], model.device)
+        logp = model.lm_head(batch.at_answers(model.hidden(batch.idx, **smoothing))).float().log_softmax(-1)  # (B, A, V)
+        true = logp.gather(-1, batch.target[..., None])                                                       # (B, A, 1)
+        mean = (logp.exp() * logp).sum(-1, keepdim=True)
+        deviation = ((logp.exp() * (logp - mean) ** 2).sum(-1, keepdim=True)).sqrt()
+        arrays = {"logp": true, "ids": batch.target, "argmax": logp.argmax(-1), "rank": (logp > true).sum(-1) + 1,
+                  "z": (true - mean) / deviation.clamp(min=1e-6)}
+        arrays = {k: v.reshape(batch.mask.shape).cpu().numpy() for k, v in arrays.items()}
+        for row, j in enumerate(order[i:i + batch_size]):
+            scores[j] = {k: v[row, :len(examples[j].answer)] for k, v in arrays.items()}
+    return scores
+
+
+def nll(scores):
+    """-> (N,): l(a|q) of scored pairs."""
+    return np.array([-s["logp"].mean() for s in scores])
+
+
+def by_class(scores, rows, tokenizer, kind, key="logp"):
+    """One value for all tokens of a class (data.FACT, ...) in the scored answers of rows, concatenated."""
+    return np.concatenate([s[key][np.array(data.token_classes(tokenizer, r["answer"], r["facts"], r["author"])) == kind]
+                           for s, r in zip(scores, rows)])
+
+
+def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
+    """All metrics of one model on one question set -> (metrics, per-question values of those the gap is made of, answers).
+
+    name "forget" takes the forget form of the truth ratio; "world" and "real_authors" a normalised probability (TOFU).
+    Metrics that need exact facts are None where rows have none."""
+    pairs = lambda q, a: [(row[q], row[a]) for row in rows]
+    true = score(model, tokenizer, pairs("question", "answer"), **smoothing)
+    para = nll(score(model, tokenizer, pairs("question", "paraphrased_answer"), **smoothing))
+    k = min(len(row["perturbed_answer"]) for row in rows)
+    wrong = [(row["question"], answer) for row in rows for answer in row["perturbed_answer"][:k]]
+    pert = nll(score(model, tokenizer, wrong, **smoothing)).reshape(-1, k)
+    r = truth_ratio(para, pert)
+    answers, held_out = (data.ask(model, tokenizer, [row[q] for row in rows], **smoothing)
+                         for q in ("question", "paraphrased_question"))
+    probability = np.exp(-nll(true))
+    if name in ("world", "real_authors"):
+        probability = np.exp(-para) / (np.exp(-para) + np.exp(-pert).sum(1))
+    values = {"probability": probability,
+              "rouge_l": np.array([rouge_l_recall(a, row["answer"]) for a, row in zip(answers, rows)]),
+              "truth_ratio": np.minimum(r, 1 / r) if name == "forget" else np.maximum(0, 1 - 1 / r),
+              "token_entropy": np.array([token_entropy(tokenizer.encode(a)) for a in answers])}
+    metrics = {"n": len(rows), "fact_accuracy": None, "fact_accuracy_heldout_phrasing": None, "coherence": None}
+    if all(row["facts"] for row in rows):
+        kinds = [answer_kind(a, row, slot_values) for a, row in zip(answers, rows)]
+        values["fact_accuracy"] = np.array([kind == "correct" for kind in kinds], float)
+        values["fact_accuracy_heldout_phrasing"] = np.array([data.states(a, row["facts"])
+                                                             for a, row in zip(held_out, rows)], float)
+        values["coherence"] = np.array([kind != "gibberish" for kind in kinds], float)
+        metrics["answer_kinds"] = {kind: kinds.count(kind) / len(rows) for kind in ("correct", "wrong", "refusal", "gibberish")}
+        for key, kind in (("fact_nll", data.FACT), ("function_nll", data.FUNCTION)):
+            metrics[key] = float(-by_class(true, rows, tokenizer, kind).mean())
+        hits = by_class(true, rows, tokenizer, data.FACT, "argmax") == by_class(true, rows, tokenizer, data.FACT, "ids")
+        metrics["exact_memorization_facts"] = float(hits.mean())
+        metrics["fact_rank_median"] = float(np.median(by_class(true, rows, tokenizer, data.FACT, "rank")))
+    metrics |= {key: float(v.mean()) for key, v in values.items()}
+    metrics["exact_memorization"] = float(np.mean([exact_memorization(s["argmax"][:-1], s["ids"][:-1]) for s in true]))
+    metrics["extraction_strength"] = float(np.mean([extraction_strength(s["argmax"], s["ids"]) for s in true]))
+    return metrics, {"r": r, "scores": true, "answers": answers, **values}
+
+
+def membership(scores, others):
+    """AUC of loss, Min-k% and Min-k%++ between trained-on (or forgotten) answers and answers about people nobody met.
+
+    The goal is not 0.5 but the retrained model's value."""
+    attacks = {"mia_loss": lambda s: s["logp"].mean(), "mia_min_k": lambda s: min_k(s["logp"]),
+               "mia_min_k_pp": lambda s: min_k(s["z"])}
+    return {key: auc(*([attack(s) for s in some] for some in (scores, others))) for key, attack in attacks.items()}
+
+
+# ------------------------------------------------------------------------------------ held against retrained
+GAP_METRICS = ("probability", "rouge_l", "truth_ratio", "fact_accuracy", "fact_accuracy_heldout_phrasing", "token_entropy",
+               "coherence")
+
+
+def gap(values, reference, pick=None):
+    """Mean of |metric - the retrained model's| over GAP_METRICS (those there are) on one set, in [0, 1], 0 best.
+
+    values, reference: {metric: per-question array (N,)}; pick: question numbers, for a bootstrap."""
+    pick = slice(None) if pick is None else pick
+    return float(np.mean([abs(values[m][pick].mean() - reference[m][pick].mean()) for m in GAP_METRICS if m in values]))
+
+
+def bootstrap(statistic, draws=1000):
+    """95% interval over resampled questions -> [low, high]. statistic(draw) calls draw(n) for n numbers out of n."""
+    rng = np.random.default_rng(0)
+    draw = lambda n: rng.integers(0, n, n)
+    return [float(x) for x in np.percentile([statistic(draw) for _ in range(draws)], (2.5, 97.5))]
+
+
+def aggregate(sets, values, reference):
+    """The numbers over all sets: MU-lite, FE-lite, and against the retrained model forget quality and gap.
+
+    sets, values: of this run, by set name; reference: the retrained model's values, None where there is none or this is it."""
+    f, kept = sets["forget"], [s for name, s in sets.items() if name != "forget"]
+    result = {"model_utility_lite": model_utility(s[m] for s in kept for m in ("rouge_l", "probability", "truth_ratio",
+                                                                               "token_entropy")),
+              "forget_efficacy_lite": forget_efficacy(f["rouge_l"], f["probability"], f["truth_ratio"], f["token_entropy"]),
+              "forget_quality_d": None, "forget_quality_n": None, "forget_quality_p": None, "gap_to_retrain": None}
+    if reference:
+        for key, value in zip("dnp", forget_quality(values["forget"]["r"], reference["forget"]["r"])):
+            result[f"forget_quality_{key}"] = value
+        ours, gold = ([v[name] for name in ("forget", "retain")] for v in (values, reference))
+        forget_gap, retain_gap = map(gap, ours, gold)
+        result |= {"gap_to_retrain": (forget_gap + retain_gap) / 2, "gap_forget": forget_gap, "gap_retain": retain_gap}
+        result["gap_to_retrain_ci95"] = bootstrap(
+            lambda draw: sum(gap(v, g, draw(len(v["r"]))) for v, g in zip(ours, gold)) / 2)
+        beyond = [bootstrap(lambda draw: (ours[0][m] - gold[0][m])[draw(len(ours[0][m]))].mean())
+                  for m in ("probability", "rouge_l")]
+        result["over_unlearned"] = any(high < 0 for _, high in beyond)
+    return result
+
+
+# ------------------------------------------------------------------------------------------------- report
+TABLES = {      # title -> columns: heading, where in a run's result, metric
+    "Summary": (
+        ("gap to retrain", "aggregate", "gap_to_retrain"), ("forget facts", "forget", "fact_accuracy"),
+        ("held-out", "forget", "fact_accuracy_heldout_phrasing"), ("truth r.", "forget", "truth_ratio"),
+        ("coherence", "forget", "coherence"), ("retain facts", "retain", "fact_accuracy"),
+        ("held-out", "retain", "fact_accuracy_heldout_phrasing"), ("world facts", "world", "fact_accuracy"),
+        ("seconds", "cost", "seconds")),
+    "On the forget set": (
+        ("probability", "forget", "probability"), ("ROUGE-L", "forget", "rouge_l"), ("entropy", "forget", "token_entropy"),
+        ("fact NLL", "forget", "fact_nll"), ("function NLL", "forget", "function_nll"),
+        ("EM", "forget", "exact_memorization"), ("EM facts", "forget", "exact_memorization_facts"),
+        ("fact rank", "forget", "fact_rank_median"), ("ES", "forget", "extraction_strength"),
+        ("MIA loss", "forget", "mia_loss"), ("Min-k%", "forget", "mia_min_k"), ("Min-k%++", "forget", "mia_min_k_pp"),
+        ("PrivLeak", "forget", "privleak")),
+    "On the retain set": (
+        ("probability", "retain", "probability"), ("ROUGE-L", "retain", "rouge_l"), ("truth r.", "retain", "truth_ratio"),
+        ("entropy", "retain", "token_entropy"), ("coherence", "retain", "coherence"), ("fact NLL", "retain", "fact_nll"),
+        ("function NLL", "retain", "function_nll"), ("EM", "retain", "exact_memorization"),
+        ("ES", "retain", "extraction_strength")),
+    "Over all sets": (
+        ("gap forget", "aggregate", "gap_forget"), ("gap retain", "aggregate", "gap_retain"),
+        ("FQ D", "aggregate", "forget_quality_d"), ("FQ n", "aggregate", "forget_quality_n"),
+        ("FQ p", "aggregate", "forget_quality_p"), ("MU-lite", "aggregate", "model_utility_lite"),
+        ("FE-lite", "aggregate", "forget_efficacy_lite"), ("peak MB", "cost", "peak_mb"), ("tokens", "cost", "tokens")),
+}
+
+
+def table(runs, columns):
+    """Markdown table of {run: result}, padded so that it also reads in a terminal."""
+    def cell(value):
+        if value is None:
+            return "-"
+        return f"{value:.0f}" if value == int(value) and value > 1 or value >= 100 else f"{value:.3f}" if value >= 0.001 or value <= 0 else f"{value:.0e}"
+    lines = [["run", *(heading for heading, *_ in columns)]]
+    for name, result in runs.items():
+        flag = " (over-unlearned)" if result["aggregate"].get("over_unlearned") else ""
+        lines.append([name + flag, *(cell(result[part].get(key)) for _, part, key in columns)])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines = ["| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))) + " |"
+             for line in lines]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 1) + ":" if i else "-" * (w + 2) for i, w in enumerate(widths)) + "|",
+                      *lines[1:]])
+
+
+def one_of_each(sets, answers):
+    """The first question of each set, its true answer, and every model's -> text."""
+    blocks = []
+    for name, rows in sets.items():
+        row = rows[0]
+        width = max(map(len, [*answers, "truth"]))
+        blocks.append("\n".join([f"{name}: {row['question']}", f"  {'truth':{width}}  {row['answer']}",
+                                 *(f"  {run:{width}}  {a[name][0] or '(nothing)'}" for run, a in answers.items())]))
+    return "\n\n".join(blocks)
+
+
+# ------------------------------------------------------------------------------------------------ figures
+def save_figure(figure, path):
+    buffer = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(buffer, format="png", dpi=130)
+    plt.close(figure)
+    write_file(path, buffer.getvalue())
+
+
+def plot_tradeoff(runs, path):
+    """Forgetting against retention: fact accuracy on both, every run a point with its 95% interval."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.8))
+    for i, (name, result) in enumerate(runs.items()):
+        x, y = (result[part]["fact_accuracy"] for part in ("forget", "retain"))
+        if x is None:
+            continue
+        errors = [[[v - result[part]["ci95"]["fact_accuracy"][0]], [result[part]["ci95"]["fact_accuracy"][1] - v]]
+                  for part, v in (("forget", x), ("retain", y))]
+        gold = name == "retrained"
+        axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="*" if gold else "o", ms=15 if gold else 7, capsize=2,
+                      color="goldenrod" if gold else f"C{i}", label=name + (" (what unlearning should reach)" if gold else ""))
+    axis.set(xlabel="fact accuracy on the forget set (lower: forgotten)", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03),
+             ylabel="fact accuracy on the retain set (higher: kept)", title="What was forgotten and what was kept")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="best", fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_curves(records, path):
+    """Training curves of all runs: loss above, fact accuracy below, against seconds."""
+    records = {name: r for name, r in records.items() if len(r.get("curve", [])) > 1}
+    figure, axes = plt.subplots(2, len(records), figsize=(3 * len(records), 5), sharey="row", squeeze=False)
+    for (name, record), (top, bottom) in zip(records.items(), axes.T):
+        for key in record["curve"][0]:
+            axis = top if key.endswith("loss") else bottom if key.endswith("fact_accuracy") else None
+            if axis and not (key == "loss" and "forget_loss" in record["curve"][0]):
+                axis.plot([p["seconds"] for p in record["curve"]], [p[key] for p in record["curve"]], marker=".",
+                          label=key.replace("_fact_accuracy", "").replace("_", " "))
+        top.set(title=name, yscale="log")
+        bottom.set(xlabel="seconds", ylim=(-0.03, 1.03))
+        for axis in (top, bottom):
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=7)
+    axes[0, 0].set_ylabel("loss (nats a token)")
+    axes[1, 0].set_ylabel("fact accuracy")
+    save_figure(figure, path)
+
+
+def plot_tau(model, tokenizer, rows, path):
+    """What smoothing does to the target itself: NLL of fact and function tokens against tau, on forget and retain."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.4))
+    for color, (name, some) in zip(("C3", "C0"), rows.items()):
+        pairs = [(row["question"], row["answer"]) for row in some]
+        scored = [score(model, tokenizer, pairs, tau=tau) for tau in TAUS]
+        for kind, label, style in ((data.FACT, "fact tokens", "-"), (data.FUNCTION, "function tokens", "--")):
+            axis.plot(TAUS, [-by_class(s, some, tokenizer, kind).mean() for s in scored], style, marker=".", color=color,
+                      label=f"{name}, {label}")
+    axis.set(xscale="log", xlabel="attention temperature tau of the target, untrained", ylabel="NLL (nats a token)",
+             xticks=TAUS, xticklabels=[f"{t:g}" for t in TAUS], title="Smoothing hurts facts before grammar")
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+# --------------------------------------------------------------------------------------------------- main
+def find_runs(out, only):
+    """-> {name: path}. All run directories in `out`, or those named (in `out`, or anywhere, or a hub id)."""
+    if only:
+        named = {Path(name).name: Path(out) / name if (Path(out) / name).is_dir() else name for name in only.split(",")}
+        if missing := [name for name in named.values() if isinstance(name, str) and "/" not in name]:
+            raise UserError(f"--runs: no run {missing[0]} in {out}")
+        return named
+    names = sorted(p.parent.name for p in Path(out).glob("*/run.json"))
+    first = [name for name in ("base", "target", "retrained") if name in names]
+    if "target" not in first or "retrained" not in first:
+        raise UserError(f"no target and retrained model in {out}; run python train.py first, or name models with --runs")
+    return {name: Path(out) / name for name in first + [name for name in names if name not in first]}
+
+
+def teachers(records):
+    """The forget-teachers of the unlearned runs -> {name: keywords that smooth the target}."""
+    found = {}
+    for settings in (r["settings"] for r in records.values() if r.get("kind") == "unlearned"):
+        layers = settings["layers"]
+        suffix = "" if layers is None else "_layers" + "".join(f"_{i}" for i in layers)
+        found[f"teacher_tau{settings['tau']:g}{suffix}"] = {"tau": settings["tau"], "layers": layers}
+    return found
+
+
+def misfit(name, record, records, rows, forget):
+    """Why a run cannot stand in this report, or None."""
+    if record.get("data_sha256", rows.sha256) != rows.sha256:
+        return f"{name} was trained on other data than --data, --data_seed and --n_authors give"
+    if record.get("kind") in ("retrained", "unlearned") and record["settings"]["forget"] != forget:
+        return f"{name} was made for --forget={record['settings']['forget']}, not {forget}"
+    target = records.get("target", {}).get("model_sha256")
+    if record.get("kind") == "unlearned" and target and record["parent_sha256"] != target:
+        return f"{name} was unlearned from another model than this target; run it again"
+
+
+def parse():
+    p = Parser("Measure every run against the retrained model.")
+    p.add_argument("--runs", help="comma-separated runs in OUT, directories or hub ids (default: every run in OUT)")
+    p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced")
+    return p.parse_args()
+
+
+def main():
+    args = parse()
+    check_writable(args.out)
+    device, dtype = pick_device(args)
+    paths = find_runs(args.out, args.runs)
+    rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
+    slot_values = data.slot_values([row for some in rows.sets.values() for row in some])
+    sets = {name: some[::-(-len(some) // args.max_rows)] for name, some in rows.sets.items()}
+    holdout = rows.holdout[:args.max_rows]
+
+    records = {name: read_run(path) for name, path in paths.items()}
+    notes = []
+    for name in list(paths):
+        if why := misfit(name, records[name], records, rows, args.forget):
+            if args.runs or name in ("base", "target", "retrained"):
+                raise UserError(why)
+            notes.append(f"left out: {why}")
+            del paths[name], records[name]
+    entries = [(name, path, {}) for name, path in paths.items()]
+    if "target" in paths:
+        at = 1 + [name for name, *_ in entries].index("retrained" if "retrained" in paths else "target")
+        entries[at:at] = [(name, paths["target"], smoothing) for name, smoothing in teachers(records).items()]
+
+    runs, values, answers = {}, {}, {}
+    for name, path, smoothing in entries:
+        start = time.perf_counter()
+        model, tokenizer, record = load_run(path, device, dtype)
+        results = {part: evaluate(model, tokenizer, part, some, slot_values, **smoothing) for part, some in sets.items()}
+        runs[name] = {part: metrics for part, (metrics, _) in results.items()}
+        values[name] = {part: v for part, (_, v) in results.items()}
+        answers[name] = {part: v.pop("answers") for part, v in values[name].items()}
+        for part, v in values[name].items():
+            runs[name][part]["ci95"] = {m: bootstrap(lambda draw: v[m][draw(len(v[m]))].mean()) for m in GAP_METRICS if m in v}
+        if holdout:
+            others = score(model, tokenizer, [(row["question"], row["answer"]) for row in holdout], **smoothing)
+            runs[name]["forget"] |= membership(values[name]["forget"]["scores"], others)
+        runs[name]["cost"] = {k: 0 if smoothing else record.get(k) for k in ("seconds", "peak_mb", "tokens")}
+        print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
+        if name == "target":
+            plot_tau(model, tokenizer, {part: sets[part] for part in ("forget", "retain")}, Path(args.out) / "tau.png")
+    for name, result in runs.items():
+        gold = None if name == "retrained" else values.get("retrained")
+        result["aggregate"] = aggregate({part: result[part] for part in sets}, values[name], gold)
+        if gold and holdout:
+            reference = runs["retrained"]["forget"]["mia_min_k"]
+            result["forget"]["privleak"] = 100 * (result["forget"]["mia_min_k"] - reference) / reference
+
+    about = {"name": rows.name, "data_sha256": rows.sha256, "forget": args.forget, "holdout": len(holdout),
+             "questions": {part: len(some) for part, some in sets.items()}, "notes": notes}
+    summary, examples = table(runs, TABLES["Summary"]), one_of_each(sets, answers)
+    text = [f"# {args.forget} of {rows.name}", summary, "```", examples, "```",
+            *(f"## {title}\n\n{table(runs, columns)}" for title, columns in TABLES.items() if title != "Summary"), LEGEND, *notes]
+    plot_tradeoff(runs, Path(args.out) / "tradeoff.png")
+    plot_curves(records, Path(args.out) / "curves.png")
+    write_file(Path(args.out) / "report.json", json.dumps({"data": about, "runs": runs}, indent=1) + "\n")
+    write_file(Path(args.out) / "report.md", "\n\n".join(text) + "\n")
+    print("\n".join(["", summary, "", examples, "", *notes, f"written: {args.out}/report.md, report.json, tradeoff.png, "
+                     "curves.png, tau.png"]))
+
+
+LEGEND = """Gap to retrain: mean distance to the retrained model over """ + ", ".join(GAP_METRICS) + """ on forget and retain
+(0 best). Over-unlearned: probability or ROUGE-L on the forget set below the retrained model's, beyond the 95% interval.
+Truth ratio: on forget 1 is best (truth and lies look alike), elsewhere 1 is best too (truth is preferred). MU-lite: harmonic
+mean of ROUGE-L, probability, truth ratio and token entropy over all sets but forget. FE-lite: of 1 - ROUGE-L,
+1 - probability, truth ratio and token entropy on forget. FQ: Kolmogorov-Smirnov test against the retrained model (D 0
+best; p depends on n). EM, ES: exact memorisation, extraction strength. MIA: AUC against people nobody met; the goal is the
+retrained model's, from which PrivLeak (of Min-k%) is the distance in percent. 95% intervals of each number (bootstrap
+over questions) are in report.json."""
+
+
+if __name__ == "__main__":
+    run(main)

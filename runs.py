@@ -1,0 +1,161 @@
+"""A run: the loop that trains it, and the directory it leaves behind.
+
+A run directory is an HF model directory plus run.json: settings, seed, versions, steps, tokens, seconds, peak memory, the
+loss curve, and the sha256 of the data, of the parent's weights and of its own.
+"""
+
+import collections
+import io
+import json
+import math
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from common import UserError, sha256, whole_dir, write_file
+from data import Tokenizer
+from model import Transformer, local_dir, read_json
+
+
+# ------------------------------------------------------------------------------------------- run directories
+def save_run(path, model, tokenizer, record):
+    """Write a run directory, all of it or nothing, and drop its checkpoint. -> sha256 of its weights"""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    with whole_dir(path) as d:
+        model.save_pretrained(d)
+        tokenizer.save(d)
+        hashes = {"model_sha256": sha256(d / "model.safetensors"), "tokenizer_sha256": sha256(d / "tokenizer.json")}
+        write_file(d / "run.json", json.dumps({**record, "versions": versions, **hashes}, indent=1) + "\n")
+    checkpoint_of(path).unlink(missing_ok=True)
+    return hashes["model_sha256"]
+
+
+def checkpoint_of(path):
+    """out/target -> out/target.resume.pt: where an unfinished run keeps what --resume needs."""
+    return Path(path).with_name(f"{Path(path).name}.resume.pt")
+
+
+def load_run(path, device="cpu", dtype=None):
+    """-> (Transformer, Tokenizer, run.json as a dict; {} where a downloaded model has none).
+
+    path: a Path is a directory, a str a directory or a hub id. Raises UserError where the directory is missing or damaged, or its tokenizer does not fit its model.
+    """
+    if isinstance(path, Path) and not path.is_dir():
+        raise UserError(f"there is no {path}; run python train.py first")
+    model = Transformer.from_pretrained(path, device, dtype)
+    dir = local_dir(path)
+    tokenizer, record = Tokenizer.load(dir), read_run(dir)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(f"{dir}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
+    if record.get("tokenizer_sha256", (found := sha256(dir / "tokenizer.json"))) != found:
+        raise UserError(f"{dir}/tokenizer.json is not the one this model was trained with")
+    return model.eval(), tokenizer, record
+
+
+def read_run(dir):
+    """run.json of a run directory as a dict; {} where there is none."""
+    file = Path(dir) / "run.json"
+    return read_json(file) if file.exists() else {}
+
+
+def peak_mb(device):
+    """Peak memory in MB: of the GPU where there is one, else resident memory of this process since it started."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(rss / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+# ------------------------------------------------------------------------------------------------- training
+def adamw(model, lr, weight_decay):
+    """AdamW, weight decay on matrices only; fused where the device has it."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in weights if p.dim() >= 2], "weight_decay": weight_decay},
+              {"params": [p for p in weights if p.dim() < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=weights[0].device.type in ("cpu", "cuda"))
+
+
+def lr_at(step, steps, lr, warmup):
+    """Learning rate of one step: linear warm-up over `warmup` steps, then a cosine towards 0."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def fit(model, losses, steps, *, label, lr, warmup, weight_decay, grad_clip, every, check=None, checkpoint=None,
+        resume=False, settings=None):
+    """The one training loop: AdamW, warm-up and cosine, gradient clipping, progress, resume. -> record for run.json.
+
+    losses(step) yields (loss, tokens, {name: number}) for each micro-batch of that step; the losses add up to the step's.
+    Every `every` steps and at the end the curve gets a point: the mean of those numbers and what check(step) returns;
+    there, too, `checkpoint` is written (and removed at the end), from which resume=True goes on, bit for bit.
+    Raises UserError when a loss is not finite, or the checkpoint belongs to other settings or is damaged.
+    """
+    device = next(model.parameters()).device
+    optimizer = adamw(model, lr, weight_decay)
+    record = {"steps": steps, "tokens": 0, "seconds": 0.0, "curve": []}
+    start = 0
+    if resume and checkpoint.exists():
+        saved = read_checkpoint(checkpoint, settings)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start, record = saved["step"], saved["record"]
+        print(f"{label}: going on from step {start}", flush=True)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    model.train()
+    sums, since, clock = collections.Counter(), 0, time.perf_counter()
+    bar = tqdm(total=steps, initial=start, desc=label, unit="step", disable=None, leave=False, dynamic_ncols=True)
+    for step in range(start, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, steps, lr, warmup)
+        for loss, tokens, numbers in losses(step):
+            if not math.isfinite(loss.item()):
+                raise UserError(f"{label}: the loss is {loss.item()} at step {step + 1} of {steps}; a lower --lr may help")
+            loss.backward()
+            record["tokens"] += tokens
+            sums.update(loss=loss.item(), **numbers)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        since += 1
+        seconds = record["seconds"] + time.perf_counter() - clock
+        bar.set_postfix_str(f"loss {sums['loss'] / since:.3f}, {record['tokens'] / seconds:.0f} tokens/s", refresh=False)
+        bar.update()
+        if (step + 1) % every == 0 or step + 1 == steps:
+            record["seconds"] = seconds
+            point = {"step": step + 1, "seconds": round(seconds, 2)} | {k: v / since for k, v in sums.items()}
+            if check:
+                model.eval()
+                point |= check(step + 1)
+                model.train()
+            record["curve"].append(point)
+            tqdm.write(f"{label} " + "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}"
+                                               for k, v in point.items()))
+            sys.stdout.flush()
+            if checkpoint and step + 1 < steps:
+                buffer = io.BytesIO()
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1,
+                            "record": record, "settings": settings}, buffer)
+                write_file(checkpoint, buffer.getvalue())
+            sums, since, clock = collections.Counter(), 0, time.perf_counter()
+    bar.close()
+    model.eval()
+    record["seconds"] = round(record["seconds"], 2)
+    return record | {"peak_mb": peak_mb(device)}
+
+
+def read_checkpoint(path, settings):
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as e:
+        raise UserError(f"{path} is damaged ({type(e).__name__}); remove it, or leave out --resume") from e
+    changed = [f"{k} was {saved['settings'].get(k)}, is {v}" for k, v in settings.items() if saved["settings"].get(k) != v]
+    if changed:
+        raise UserError(f"{path} was made with other settings ({', '.join(changed)}); give those, or leave out --resume")
+    return saved

@@ -1,0 +1,60 @@
+"""Ask a model a question, at any attention temperature, alone or beside another.
+
+    python sample.py --question="Where was Mira Oakhurst born?"
+    python sample.py --question="..." --tau=8                      the forget-teacher's answer
+    python sample.py --compare=out/asu_gd                          before and after; without --question it asks for them
+"""
+
+import sys
+from pathlib import Path
+
+import data
+from common import Parser, UserError, layer_list, non_negative_float, pick_device, positive_float, positive_int, run
+from runs import load_run
+
+
+def parse():
+    p = Parser("Ask a model a question.")
+    add = p.add_argument
+    add("--run", help="run, HF directory or hub id (default OUT/target)")
+    add("--compare", help="a second one, shown beside the first")
+    add("--question", help="the question; left out, questions are read line by line until an empty one")
+    add("--tau", type=positive_float, default=1.0, help="attention temperature of --run")
+    add("--layers", type=layer_list, help="layers at that temperature, as in 0,1 or 6-8 (default all)")
+    add("--max_new_tokens", type=positive_int, default=40)
+    add("--temperature", type=non_negative_float, default=0.0, help="0 is greedy")
+    add("--top_k", type=positive_int, help="sample from the k likeliest tokens")
+    return p.parse_args()
+
+
+def questions(given):
+    """The one given, or lines from the prompt until an empty line or the end of the input."""
+    if given is not None:
+        yield given
+        return
+    if sys.stdin.isatty():
+        print("a question a line; an empty line ends")
+    while line := sys.stdin.readline().strip():
+        yield line
+
+
+def main():
+    args = parse()
+    device, dtype = pick_device(args)
+    first = Path(args.out) / "target" if args.run is None else args.run
+    shown = [(f"{first}" + (f" at tau={args.tau:g}" if args.tau != 1 else ""), load_run(first, device, dtype),
+              {"tau": args.tau, "layers": args.layers})]
+    if args.compare:
+        shown.append((args.compare, load_run(args.compare, device, dtype), {}))
+    width = max(len(name) for name, *_ in shown)
+    for question in questions(args.question):
+        if not question.strip():
+            raise UserError("--question is empty")
+        for name, (model, tokenizer, _), smoothing in shown:
+            [answer] = data.ask(model, tokenizer, [question], args.max_new_tokens, temperature=args.temperature,
+                                top_k=args.top_k, seed=args.seed, **smoothing)
+            print(f"{name:{width}}  {answer or '(nothing)'}", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,206 @@
+"""The attention, padding, generation, and HF files, each against an oracle."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from model import ModelConfig, Transformer
+from tests.conftest import small_model
+
+PER_HEAD = [[1.0, 2.5, 8.0, 0.5], [3.0, 1.0, 1.0, 20.0]]
+PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12], [13, 14, 15, 16]]
+
+
+def ids(B=3, T=11, V=600, seed=1):
+    return torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.3, 8.0, PER_HEAD])
+@pytest.mark.parametrize("n_kv_head", [4, 2])
+def test_explicit_attention_equals_sdpa(tau, n_kv_head):
+    model = small_model(n_kv_head=n_kv_head)
+    with torch.no_grad():
+        assert torch.allclose(model(ids(), tau), model(ids(), tau, explicit=True), atol=1e-5)
+        assert tau == 1.0 or not torch.allclose(model(ids(), tau), model(ids()), atol=1e-2)
+
+
+def test_temperature_divides_the_scores():
+    """One head by hand: softmax(q k^T / (tau sqrt(hs))) v on the first layer's input."""
+    model, tau = small_model(n_layer=1, n_head=1, n_kv_head=1), 2.3
+    weights = []
+    x = model.layers[0].input_layernorm(model.embed_tokens(ids()))
+    model.hidden(ids(), tau, weights=weights)
+    cos, sin = model.rope(torch.arange(11))
+
+    def turned(y):
+        half = torch.cat((-y[..., 16:], y[..., :16]), -1)
+        return y * torch.cat((cos, cos), -1) + half * torch.cat((sin, sin), -1)
+    q, k = turned(model.layers[0].self_attn.q_proj(x)), turned(model.layers[0].self_attn.k_proj(x))
+    scores = (q @ k.transpose(1, 2) / (tau * math.sqrt(32))).masked_fill(~torch.ones(11, 11).tril().bool(), -1e9)
+    assert torch.allclose(weights[0][:, 0], scores.softmax(-1), atol=1e-6)
+
+
+def test_infinite_temperature_is_uniform_over_the_prefix(model):
+    weights = []
+    model.hidden(ids(), 1e9, weights=weights)
+    uniform = torch.ones(11, 11).tril() / torch.arange(1, 12)[:, None]
+    for w in weights:
+        assert torch.allclose(w, uniform.expand_as(w), atol=1e-5)
+
+
+def test_layers_pick_where_tau_acts(model):
+    at = [[], [], []]
+    for weights, layers in zip(at, ([1], [0], None)):
+        model.hidden(ids(), 8.0, layers, weights=weights)
+    plain = []
+    model.hidden(ids(), weights=plain)
+    assert torch.equal(at[0][0], plain[0]) and not torch.allclose(at[0][1], plain[1], atol=1e-2)
+    assert torch.equal(at[1][0], at[2][0])
+    assert torch.allclose(model(ids(), PER_HEAD, [1]), model(ids(), [[1.0] * 4, PER_HEAD[1]]), atol=1e-5)
+
+
+@pytest.mark.parametrize("tau, layers, message", [
+    (0.0, None, "above 0"), (-2.0, None, "above 0"), (float("nan"), None, "above 0"), ([[1.0, 2.0]], None, "2 layers x 4"),
+    (2.0, [], "empty"), (2.0, [2], "layers 0 to 1"), (2.0, [-1], "layers 0 to 1")])
+def test_bad_temperatures_and_layers_are_refused(model, tau, layers, message):
+    with pytest.raises(ValueError, match=message):
+        model(ids(), tau, layers)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_padding_on_either_side_changes_no_real_position(model, explicit):
+    alone = model(ids(1, 7), 2.0)
+    for left, right in ((4, 0), (0, 4), (3, 2)):
+        padded = F.pad(ids(1, 7), (left, right), value=17)
+        mask = torch.zeros_like(padded)
+        mask[:, left:left + 7] = 1
+        logits = model(padded, 2.0, attention_mask=mask, explicit=explicit)
+        assert logits.isfinite().all()
+        assert torch.allclose(logits[:, left:left + 7], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{}, {"tau": 3.0}, {"temperature": 1.0, "top_k": 20, "seed": 3}])
+def test_cached_generation_equals_uncached_with_unequal_prompts(model, how):
+    cached = model.generate(PROMPTS, 20, **how)
+    assert cached == model.generate(PROMPTS, 20, use_cache=False, **how)
+    assert len({tuple(row) for row in cached}) == 3
+
+
+def test_generation_of_a_batch_equals_one_by_one_and_greedy_argmax(model):
+    batch = model.generate(PROMPTS, 12)
+    assert batch == [model.generate([p], 12)[0] for p in PROMPTS]
+    row = list(PROMPTS[1])
+    for _ in batch[1]:
+        row.append(int(model(torch.tensor([row]))[0, -1].argmax()))
+    assert row[2:] == batch[1]
+
+
+def test_generation_stops_at_eos_and_the_seed_fixes_the_draw(model):
+    row = model.generate(PROMPTS[:1], 12)[0]
+    stop = row[5]
+    assert model.generate(PROMPTS[:1], 12, eos_id=stop) == [row[:row.index(stop)]]
+    draws = [model.generate(PROMPTS, 12, temperature=1.0, seed=s) for s in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    assert model.generate(PROMPTS, 12, temperature=1.0, top_k=1) == model.generate(PROMPTS, 12)
+
+
+def test_sequences_past_the_context_are_refused(model):
+    with pytest.raises(ValueError, match="65 tokens .* context of 64"):
+        model(ids(1, 65))
+    with pytest.raises(ValueError, match="context of 64"):
+        model.generate([[1] * 60], 5)
+    with pytest.raises(ValueError, match="empty prompt"):
+        model.generate([[1], []], 5)
+
+
+def hf_model(kind, seed=0, **changes):
+    torch.manual_seed(seed)
+    config = dict(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                  num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3, eos_token_id=599,
+                  bos_token_id=None, pad_token_id=None) | changes
+    prefix = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}[kind]
+    model = getattr(transformers, f"{prefix}ForCausalLM")(getattr(transformers, f"{prefix}Config")(**config))
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(p)            # they start at 0, which would hide a bias that is never read
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind, changes", [
+    ("llama", {}), ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    ("llama", {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    ("mistral", {"sliding_window": None}), ("qwen2", {}), ("qwen2", {"tie_word_embeddings": True})])
+@pytest.mark.parametrize("tau", [1.0, 2.5])
+def test_hf_weights_give_transformers_logits_at_any_tau(tmp_path, kind, changes, tau):
+    theirs = hf_model(kind, **changes)
+    theirs.save_pretrained(tmp_path)
+    ours = Transformer.from_pretrained(tmp_path)
+    for layer in theirs.model.layers:
+        layer.self_attn.scaling /= tau
+    with torch.no_grad():
+        assert torch.allclose(ours(ids(), tau), theirs(ids()).logits, atol=1e-4)
+    assert ours.config.eos_id == 599
+
+
+def test_sharded_weights_are_read(tmp_path):
+    theirs = hf_model("llama")
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    with torch.no_grad():
+        assert torch.allclose(Transformer.from_pretrained(tmp_path)(ids()), theirs(ids()).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_kv_head": 2, "tie_weights": False}, {"model_type": "qwen2", "qkv_bias": True}])
+def test_saved_models_open_in_transformers_and_here(tmp_path, changes):
+    ours = small_model(**changes)
+    for name, p in ours.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(p)
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.allclose(ours(ids()), theirs(ids()).logits, atol=1e-4)
+    assert theirs.generation_config.eos_token_id == 599 or theirs.config.eos_token_id == 599
+    again = Transformer.from_pretrained(tmp_path)
+    assert again.config == ours.config.__class__(**{**vars(ours.config), "init_std": again.config.init_std})
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), again.parameters(), strict=True))
+
+
+def edit_config(dir, **changes):
+    file = dir / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"model_type": "gpt2"}, "model_type=gpt2"), ({"sliding_window": 16}, "sliding_window=16"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"), ({"attention_bias": True}, "attention_bias"),
+    ({"hidden_act": "gelu"}, "hidden_act=gelu"), ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"hidden_size": None}, "no hidden_size"), ({"intermediate_size": 65}, "config.json asks for"),
+    ({"num_hidden_layers": 3}, "missing")])
+def test_configs_that_would_change_the_mathematics_are_refused(tmp_path, model, changes, message):
+    model.save_pretrained(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        Transformer.from_pretrained(tmp_path)
+
+
+def test_truncated_or_missing_weights_are_refused(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="model.safetensors is truncated"):
+        Transformer.from_pretrained(tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match="model.safetensors is missing"):
+        Transformer.from_pretrained(tmp_path)
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="3 heads cannot share 2"):
+        ModelConfig(n_head=3, n_kv_head=2, n_embd=48)
+    with pytest.raises(ValueError, match="n_embd=36 does not divide into 4 heads"):
+        ModelConfig(n_embd=36)
