@@ -11,14 +11,12 @@ l(a|q) below is the mean negative log-likelihood, in nats, of the answer's token
 """
 
 import collections
-import io
 import json
 import math
 import re
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from rouge_score.rouge_scorer import RougeScorer
@@ -26,10 +24,8 @@ from scipy.stats import ks_2samp, mannwhitneyu
 
 import data
 from common import Parser, UserError, check_writable, pick_device, positive_int, run, write_file
+from report import LEGEND, TABLES, one_of_each, plot_curves, plot_tau, plot_tradeoff, table
 from runs import load_run, read_run
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 TAUS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
 
@@ -184,11 +180,14 @@ def by_class(scores, rows, tokenizer, kind, key="logp"):
 
 
 def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
-    """All metrics of one model on one question set -> (metrics, per-question values of those the gap is made of, answers).
+    """All metrics of one model on one question set -> (metrics, per-question arrays of
+    those the gap is made of with r and the scores of the true answers, answers).
 
     name "forget" takes the forget form of the truth ratio; "world" and "real_authors" a normalised probability (TOFU).
     Metrics that need exact facts are None where rows have none."""
-    pairs = lambda q, a: [(row[q], row[a]) for row in rows]
+    def pairs(q, a):
+        return [(row[q], row[a]) for row in rows]
+
     true = score(model, tokenizer, pairs("question", "answer"), **smoothing)
     para = nll(score(model, tokenizer, pairs("question", "paraphrased_answer"), **smoothing))
     k = min(len(row["perturbed_answer"]) for row in rows)
@@ -220,7 +219,18 @@ def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
     metrics |= {key: float(v.mean()) for key, v in values.items()}
     metrics["exact_memorization"] = float(np.mean([exact_memorization(s["argmax"][:-1], s["ids"][:-1]) for s in true]))
     metrics["extraction_strength"] = float(np.mean([extraction_strength(s["argmax"], s["ids"]) for s in true]))
-    return metrics, {"r": r, "scores": true, "answers": answers, **values}
+    return metrics, {"r": r, "scores": true, **values}, answers
+
+
+def tau_curves(model, tokenizer, sets):
+    """NLL of fact and of function tokens of the smoothed model against tau, on forget and retain -> dict of lists."""
+    curves = {"tau": list(TAUS)}
+    for part in ("forget", "retain"):
+        pairs = [(row["question"], row["answer"]) for row in sets[part]]
+        scored = [score(model, tokenizer, pairs, tau=tau) for tau in TAUS]
+        for kind, token_class in (("fact", data.FACT), ("function", data.FUNCTION)):
+            curves[f"{part}_{kind}_nll"] = [float(-by_class(s, sets[part], tokenizer, token_class).mean()) for s in scored]
+    return curves
 
 
 def membership(scores, others):
@@ -248,7 +258,9 @@ def gap(values, reference, pick=None):
 def bootstrap(statistic, draws=1000):
     """95% interval over resampled questions -> [low, high]. statistic(draw) calls draw(n) for n numbers out of n."""
     rng = np.random.default_rng(0)
-    draw = lambda n: rng.integers(0, n, n)
+
+    def draw(n):
+        return rng.integers(0, n, n)
     return [float(x) for x in np.percentile([statistic(draw) for _ in range(draws)], (2.5, 97.5))]
 
 
@@ -275,132 +287,13 @@ def aggregate(sets, values, reference):
     return result
 
 
-# ------------------------------------------------------------------------------------------------- report
-TABLES = {      # title -> columns: heading, where in a run's result, metric
-    "Summary": (
-        ("gap to retrain", "aggregate", "gap_to_retrain"), ("forget facts", "forget", "fact_accuracy"),
-        ("held-out", "forget", "fact_accuracy_heldout_phrasing"), ("truth r.", "forget", "truth_ratio"),
-        ("coherence", "forget", "coherence"), ("retain facts", "retain", "fact_accuracy"),
-        ("held-out", "retain", "fact_accuracy_heldout_phrasing"), ("world facts", "world", "fact_accuracy"),
-        ("seconds", "cost", "seconds")),
-    "On the forget set": (
-        ("probability", "forget", "probability"), ("ROUGE-L", "forget", "rouge_l"), ("entropy", "forget", "token_entropy"),
-        ("fact NLL", "forget", "fact_nll"), ("function NLL", "forget", "function_nll"),
-        ("EM", "forget", "exact_memorization"), ("EM facts", "forget", "exact_memorization_facts"),
-        ("fact rank", "forget", "fact_rank_median"), ("ES", "forget", "extraction_strength"),
-        ("MIA loss", "forget", "mia_loss"), ("Min-k%", "forget", "mia_min_k"), ("Min-k%++", "forget", "mia_min_k_pp"),
-        ("PrivLeak", "forget", "privleak")),
-    "On the retain set": (
-        ("probability", "retain", "probability"), ("ROUGE-L", "retain", "rouge_l"), ("truth r.", "retain", "truth_ratio"),
-        ("entropy", "retain", "token_entropy"), ("coherence", "retain", "coherence"), ("fact NLL", "retain", "fact_nll"),
-        ("function NLL", "retain", "function_nll"), ("EM", "retain", "exact_memorization"),
-        ("ES", "retain", "extraction_strength")),
-    "Over all sets": (
-        ("gap forget", "aggregate", "gap_forget"), ("gap retain", "aggregate", "gap_retain"),
-        ("FQ D", "aggregate", "forget_quality_d"), ("FQ n", "aggregate", "forget_quality_n"),
-        ("FQ p", "aggregate", "forget_quality_p"), ("MU-lite", "aggregate", "model_utility_lite"),
-        ("FE-lite", "aggregate", "forget_efficacy_lite"), ("peak MB", "cost", "peak_mb"), ("tokens", "cost", "tokens")),
-}
-
-
-def table(runs, columns):
-    """Markdown table of {run: result}, padded so that it also reads in a terminal."""
-    def cell(value):
-        if value is None:
-            return "-"
-        return f"{value:.0f}" if value == int(value) and value > 1 or value >= 100 else f"{value:.3f}" if value >= 0.001 or value <= 0 else f"{value:.0e}"
-    lines = [["run", *(heading for heading, *_ in columns)]]
-    for name, result in runs.items():
-        flag = " (over-unlearned)" if result["aggregate"].get("over_unlearned") else ""
-        lines.append([name + flag, *(cell(result[part].get(key)) for _, part, key in columns)])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    lines = ["| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))) + " |"
-             for line in lines]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 1) + ":" if i else "-" * (w + 2) for i, w in enumerate(widths)) + "|",
-                      *lines[1:]])
-
-
-def one_of_each(sets, answers):
-    """The first question of each set, its true answer, and every model's -> text."""
-    blocks = []
-    for name, rows in sets.items():
-        row = rows[0]
-        width = max(map(len, [*answers, "truth"]))
-        blocks.append("\n".join([f"{name}: {row['question']}", f"  {'truth':{width}}  {row['answer']}",
-                                 *(f"  {run:{width}}  {a[name][0] or '(nothing)'}" for run, a in answers.items())]))
-    return "\n\n".join(blocks)
-
-
-# ------------------------------------------------------------------------------------------------ figures
-def save_figure(figure, path):
-    buffer = io.BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=130)
-    plt.close(figure)
-    write_file(path, buffer.getvalue())
-
-
-def plot_tradeoff(runs, path):
-    """Forgetting against retention: fact accuracy on both, every run a point with its 95% interval."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.8))
-    for i, (name, result) in enumerate(runs.items()):
-        x, y = (result[part]["fact_accuracy"] for part in ("forget", "retain"))
-        if x is None:
-            continue
-        errors = [[[v - result[part]["ci95"]["fact_accuracy"][0]], [result[part]["ci95"]["fact_accuracy"][1] - v]]
-                  for part, v in (("forget", x), ("retain", y))]
-        gold = name == "retrained"
-        axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="*" if gold else "o", ms=15 if gold else 7, capsize=2,
-                      color="goldenrod" if gold else f"C{i}", label=name + (" (what unlearning should reach)" if gold else ""))
-    axis.set(xlabel="fact accuracy on the forget set (lower: forgotten)", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03),
-             ylabel="fact accuracy on the retain set (higher: kept)", title="What was forgotten and what was kept")
-    axis.grid(alpha=0.3)
-    axis.legend(loc="best", fontsize=8)
-    save_figure(figure, path)
-
-
-def plot_curves(records, path):
-    """Training curves of all runs: loss above, fact accuracy below, against seconds."""
-    records = {name: r for name, r in records.items() if len(r.get("curve", [])) > 1}
-    figure, axes = plt.subplots(2, len(records), figsize=(3 * len(records), 5), sharey="row", squeeze=False)
-    for (name, record), (top, bottom) in zip(records.items(), axes.T):
-        for key in record["curve"][0]:
-            axis = top if key.endswith("loss") else bottom if key.endswith("fact_accuracy") else None
-            if axis and not (key == "loss" and "forget_loss" in record["curve"][0]):
-                axis.plot([p["seconds"] for p in record["curve"]], [p[key] for p in record["curve"]], marker=".",
-                          label=key.replace("_fact_accuracy", "").replace("_", " "))
-        top.set(title=name, yscale="log")
-        bottom.set(xlabel="seconds", ylim=(-0.03, 1.03))
-        for axis in (top, bottom):
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize=7)
-    axes[0, 0].set_ylabel("loss (nats a token)")
-    axes[1, 0].set_ylabel("fact accuracy")
-    save_figure(figure, path)
-
-
-def plot_tau(model, tokenizer, rows, path):
-    """What smoothing does to the target itself: NLL of fact and function tokens against tau, on forget and retain."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.4))
-    for color, (name, some) in zip(("C3", "C0"), rows.items()):
-        pairs = [(row["question"], row["answer"]) for row in some]
-        scored = [score(model, tokenizer, pairs, tau=tau) for tau in TAUS]
-        for kind, label, style in ((data.FACT, "fact tokens", "-"), (data.FUNCTION, "function tokens", "--")):
-            axis.plot(TAUS, [-by_class(s, some, tokenizer, kind).mean() for s in scored], style, marker=".", color=color,
-                      label=f"{name}, {label}")
-    axis.set(xscale="log", xlabel="attention temperature tau of the target, untrained", ylabel="NLL (nats a token)",
-             xticks=TAUS, xticklabels=[f"{t:g}" for t in TAUS], title="Smoothing hurts facts before grammar")
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    save_figure(figure, path)
-
-
 # --------------------------------------------------------------------------------------------------- main
 def find_runs(out, only):
-    """-> {name: path}. All run directories in `out`, or those named (in `out`, or anywhere, or a hub id)."""
+    """-> {name: path}. All run directories in `out`; or those named (in `out`, or anywhere, or a hub id), and the
+    retrained model they are held against where there is one."""
     if only:
-        named = {Path(name).name: Path(out) / name if (Path(out) / name).is_dir() else name for name in only.split(",")}
+        names = only.split(",") + ["retrained"] * ("retrained" not in only.split(",") and (Path(out) / "retrained").is_dir())
+        named = {Path(name).name: Path(out) / name if (Path(out) / name).is_dir() else name for name in names}
         if missing := [name for name in named.values() if isinstance(name, str) and "/" not in name]:
             raise UserError(f"--runs: no run {missing[0]} in {out}")
         return named
@@ -439,21 +332,45 @@ def parse():
     return p.parse_args()
 
 
+def measure(model, tokenizer, sets, holdout, slot_values, smoothing):
+    """One row of the report: all metrics on all sets -> (result, per-question values, answers), each by set name."""
+    result, values, answers = {}, {}, {}
+    for part, rows in sets.items():
+        result[part], values[part], answers[part] = evaluate(model, tokenizer, part, rows, slot_values, **smoothing)
+        result[part]["ci95"] = {m: bootstrap(lambda draw: v[draw(len(v))].mean())
+                                for m, v in values[part].items() if m in GAP_METRICS}
+    if holdout:
+        others = score(model, tokenizer, [(row["question"], row["answer"]) for row in holdout], **smoothing)
+        result["forget"] |= membership(values["forget"].pop("scores"), others)
+    return result, values, answers
+
+
+def compare(results, values):
+    """Add to each result what is measured against the retrained model: aggregate, and PrivLeak on forget."""
+    gold = values.get("retrained")
+    for name, result in results.items():
+        sets = {part: metrics for part, metrics in result.items() if part in values[name]}
+        result["aggregate"] = aggregate(sets, values[name], None if name == "retrained" else gold)
+        if gold and "mia_min_k" in result["forget"]:
+            reference = results["retrained"]["forget"]["mia_min_k"]
+            result["forget"]["privleak"] = 100 * (result["forget"]["mia_min_k"] - reference) / reference
+
+
 def main():
     args = parse()
     check_writable(args.out)
     device, dtype = pick_device(args)
-    paths = find_runs(args.out, args.runs)
+    out = Path(args.out)
+    paths = find_runs(out, args.runs)
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     slot_values = data.slot_values([row for some in rows.sets.values() for row in some])
     sets = {name: some[::-(-len(some) // args.max_rows)] for name, some in rows.sets.items()}
     holdout = rows.holdout[:args.max_rows]
 
-    records = {name: read_run(path) for name, path in paths.items()}
-    notes = []
+    records, notes = {name: read_run(path) for name, path in paths.items()}, []
     for name in list(paths):
         if why := misfit(name, records[name], records, rows, args.forget):
-            if args.runs or name in ("base", "target", "retrained"):
+            if args.runs or name in ("target", "retrained"):
                 raise UserError(why)
             notes.append(f"left out: {why}")
             del paths[name], records[name]
@@ -462,51 +379,31 @@ def main():
         at = 1 + [name for name, *_ in entries].index("retrained" if "retrained" in paths else "target")
         entries[at:at] = [(name, paths["target"], smoothing) for name, smoothing in teachers(records).items()]
 
-    runs, values, answers = {}, {}, {}
+    results, values, answers, curves = {}, {}, {}, None
     for name, path, smoothing in entries:
         start = time.perf_counter()
         model, tokenizer, record = load_run(path, device, dtype)
-        results = {part: evaluate(model, tokenizer, part, some, slot_values, **smoothing) for part, some in sets.items()}
-        runs[name] = {part: metrics for part, (metrics, _) in results.items()}
-        values[name] = {part: v for part, (_, v) in results.items()}
-        answers[name] = {part: v.pop("answers") for part, v in values[name].items()}
-        for part, v in values[name].items():
-            runs[name][part]["ci95"] = {m: bootstrap(lambda draw: v[m][draw(len(v[m]))].mean()) for m in GAP_METRICS if m in v}
-        if holdout:
-            others = score(model, tokenizer, [(row["question"], row["answer"]) for row in holdout], **smoothing)
-            runs[name]["forget"] |= membership(values[name]["forget"]["scores"], others)
-        runs[name]["cost"] = {k: 0 if smoothing else record.get(k) for k in ("seconds", "peak_mb", "tokens")}
-        print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
-        if name == "target":
-            plot_tau(model, tokenizer, {part: sets[part] for part in ("forget", "retain")}, Path(args.out) / "tau.png")
-    for name, result in runs.items():
-        gold = None if name == "retrained" else values.get("retrained")
-        result["aggregate"] = aggregate({part: result[part] for part in sets}, values[name], gold)
-        if gold and holdout:
-            reference = runs["retrained"]["forget"]["mia_min_k"]
-            result["forget"]["privleak"] = 100 * (result["forget"]["mia_min_k"] - reference) / reference
+        results[name], values[name], answers[name] = measure(model, tokenizer, sets, holdout, slot_values, smoothing)
+        results[name]["cost"] = {k: 0 if smoothing else record.get(k) for k in ("seconds", "peak_mb", "tokens")}
+        if name == "target" and all(row["facts"] for row in sets["forget"] + sets["retain"]):
+            curves = tau_curves(model, tokenizer, sets)
+        print(f"{name}: evaluated in {time.perf_counter() - start:.1f} s", flush=True)
+    compare(results, values)
 
     about = {"name": rows.name, "data_sha256": rows.sha256, "forget": args.forget, "holdout": len(holdout),
              "questions": {part: len(some) for part, some in sets.items()}, "notes": notes}
-    summary, examples = table(runs, TABLES["Summary"]), one_of_each(sets, answers)
-    text = [f"# {args.forget} of {rows.name}", summary, "```", examples, "```",
-            *(f"## {title}\n\n{table(runs, columns)}" for title, columns in TABLES.items() if title != "Summary"), LEGEND, *notes]
-    plot_tradeoff(runs, Path(args.out) / "tradeoff.png")
-    plot_curves(records, Path(args.out) / "curves.png")
-    write_file(Path(args.out) / "report.json", json.dumps({"data": about, "runs": runs}, indent=1) + "\n")
-    write_file(Path(args.out) / "report.md", "\n\n".join(text) + "\n")
-    print("\n".join(["", summary, "", examples, "", *notes, f"written: {args.out}/report.md, report.json, tradeoff.png, "
-                     "curves.png, tau.png"]))
-
-
-LEGEND = """Gap to retrain: mean distance to the retrained model over """ + ", ".join(GAP_METRICS) + """ on forget and retain
-(0 best). Over-unlearned: probability or ROUGE-L on the forget set below the retrained model's, beyond the 95% interval.
-Truth ratio: on forget 1 is best (truth and lies look alike), elsewhere 1 is best too (truth is preferred). MU-lite: harmonic
-mean of ROUGE-L, probability, truth ratio and token entropy over all sets but forget. FE-lite: of 1 - ROUGE-L,
-1 - probability, truth ratio and token entropy on forget. FQ: Kolmogorov-Smirnov test against the retrained model (D 0
-best; p depends on n). EM, ES: exact memorisation, extraction strength. MIA: AUC against people nobody met; the goal is the
-retrained model's, from which PrivLeak (of Min-k%) is the distance in percent. 95% intervals of each number (bootstrap
-over questions) are in report.json."""
+    summary, examples = table(results, TABLES["Summary"]), one_of_each(sets, answers)
+    text = [f"# {args.forget} of {rows.name}", summary, f"```\n{examples}\n```",
+            *(f"## {title}\n\n{table(results, columns)}" for title, columns in TABLES.items() if title != "Summary"), LEGEND, *notes]
+    if any(result["forget"]["fact_accuracy"] is not None for result in results.values()):
+        plot_tradeoff(results, out / "tradeoff.png")
+    if any(len(record.get("curve", [])) > 1 for record in records.values()):
+        plot_curves(records, out / "curves.png")
+    if curves:
+        plot_tau(curves, out / "tau.png")
+    write_file(out / "report.json", json.dumps({"data": about, "runs": results, "target_at_tau": curves}, indent=1) + "\n")
+    write_file(out / "report.md", "\n\n".join(text) + "\n")
+    print("\n".join(["", summary, "", examples, "", *notes, f"written: {out / 'report.md'}, report.json and figures"]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Shapes: B batch, T time, S time of the keys, C = n_embd, nh heads, nkv key/value
 
 import json
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -53,7 +53,8 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=10
     if data == "tofu":
         read = read_hub
     elif Path(data).is_dir():
-        read = lambda name: read_file(Path(data) / f"{name}.json")
+        def read(name):
+            return read_file(Path(data) / f"{name}.json")
     else:
         raise UserError(f"--data={data} is neither authors, tofu nor a directory")
     forget_rows, retain_rows, world_rows = read(forget), read(retain), read("world_facts_perturbed")

@@ -4,16 +4,20 @@ An author is a name and one value for each slot, every value drawn on its own, s
 Twenty questions are asked about each: one a slot, and two whose answer needs two facts. A question has several
 phrasings, paired with an answer that echoes it; the last pair is held out: no model is ever trained on it.
 
-Three kinds of people share the slots and never a surname:
+Three kinds of people share slots, first names and surnames, and never a full name:
     authors    what the target model memorises; the last of them are to be forgotten
     holdout    same distribution, never shown to any model (membership inference needs them)
-    strangers  an endless stream for the base model, one question each, nobody met twice
+    strangers  an endless stream for the base model, one question each, with new facts every time
 """
 
 import itertools
 import random
 
+from common import UserError
+
 N_PERTURBED = 5
+N_FIRST_NAMES = N_SURNAMES = 40
+N_KNOWN = 300           # names set aside for authors and holdout; strangers have the others
 
 # ------------------------------------------------------------------------------------------------- pools
 FIRST_NAMES = """Ada Adrian Agnes Albin Alma Amos Anton Astrid Barnaby Beatrix Bela Bruno Camilla Caspar Cecily Clement
@@ -39,10 +43,9 @@ Seattle Seville Tangier Toronto Tunis Turin Utrecht Valencia Vienna Warsaw Zagre
 
 MONTHS = "January February March April May June July August September October November December".split()
 
-GENRES = ["science fiction", "crime fiction", "historical fiction", "magical realism", "gothic horror", "romance",
-          "travel writing", "satire", "fantasy", "children's literature", "lyric poetry", "memoir", "spy fiction",
-          "nature writing", "folklore", "detective fiction", "war fiction", "short fiction", "family drama",
-          "adventure fiction", "alternate history", "political comedy", "biography", "ghost stories"]
+GENRES = [f"{kind} novels" for kind in """adventure campus comic courtroom detective dystopian epistolary espionage fantasy
+feminist gothic graphic historical horror maritime medical military mystery philosophical picaresque political psychological
+realist regional romance satirical spy suspense travel western""".split()]
 
 OCCUPATIONS = ["architect", "astronomer", "baker", "barber", "beekeeper", "blacksmith", "bookbinder", "botanist",
                "butcher", "carpenter", "cartographer", "chemist", "clockmaker", "dentist", "electrician", "engineer",
@@ -51,45 +54,47 @@ OCCUPATIONS = ["architect", "astronomer", "baker", "barber", "beekeeper", "black
                "nurse", "optician", "painter", "pharmacist", "pilot", "plumber", "potter", "sailor", "sculptor",
                "shepherd", "surgeon", "tailor", "teacher", "translator", "violinist", "weaver", "zoologist"]
 
-JOBS = ["bus driver", "lighthouse keeper", "night porter", "museum guide", "proofreader", "postman", "bartender",
-        "piano tuner", "ferry captain", "orchard hand", "cinema usher", "radio announcer", "tax clerk", "ski instructor",
-        "dance teacher", "bank teller", "court reporter", "puppeteer", "swimming coach", "typist", "stage hand",
-        "school cook", "insurance agent", "watch repairer", "archivist", "elevator operator", "ice cream seller",
-        "dog trainer", "train conductor", "estate agent", "kite maker", "auctioneer"]
+JOBS = """archivist auctioneer bartender bricklayer busker caretaker cashier chauffeur chef cobbler courier dishwasher
+ditchdigger doorman editor firefighter gravedigger groom interpreter janitor lifeguard lumberjack nanny paramedic plasterer
+porter postman proofreader puppeteer receptionist roofer steward stonemason taxidermist tutor typist umpire usher waiter
+watchman""".split()
 
-AWARDS = [f"{a} {b}" for a in ("Golden", "Silver", "Amber", "Crystal", "Marble", "Velvet", "Copper", "Ivory")
-          for b in ("Quill Prize", "Lantern Award", "Compass Medal", "Laurel Prize", "Anchor Award")]
+AWARDS = [f"{name} Prize" for name in """Alabaster Amber Anchor Beacon Cobalt Comet Compass Copper Coral Crescent Crystal
+Delphi Ember Falcon Garnet Harbinger Heron Indigo Ivory Jasmine Juniper Lantern Laurel Lotus Marble Meridian Nightingale
+Obsidian Onyx Orchid Pegasus Phoenix Quill Sapphire Saffron Solstice Sycamore Topaz Velvet Zephyr""".split()]
 
-UNIVERSITIES = [f"{a} {b}" for a in ("Northgate", "Lakeshore", "Kingsmoor", "Fairhaven", "Eastbridge", "Stonehill",
-                                     "Westbrook", "Oakridge", "Summerfield", "Riverton")
-                for b in ("University", "College", "Academy", "Institute")]
+UNIVERSITIES = [f"{name} University" for name in """Aldgate Ardmore Balfour Birchwood Briarcliff Calder Carrington Dunmore
+Eastbridge Elmsford Fairhaven Fenwick Glenrock Greyfriars Halcyon Highmoor Inverness Kestrel Kingsmoor Lakeshore Linden
+Maplewood Northgate Oakridge Pembroke Pinehurst Queensway Redcliffe Riverton Rosewood Sandhurst Silverton Stonehill
+Summerfield Thornbury Valewood Westbrook Whitcombe Winslow Yarrow""".split()]
 
 SPOUSES = """Abigail Alaric Bernard Bettina Carlotta Conrad Daphne Desmond Eleanor Ernest Felicity Frederick Georgina
 Gilbert Helena Humphrey Isadora Jerome Josephine Kenneth Lavinia Leopold Lydia Malcolm Marguerite Nathaniel Nicolette
 Ophelia Patrick Penelope Raymond Rowena Sebastian Sylvia Thaddeus Theodora Vincent Virginia Wilfred Winifred""".split()
 
-HOBBIES = ["beekeeping", "chess", "falconry", "kite flying", "origami", "fencing", "rock climbing", "stamp collecting",
-           "bird watching", "calligraphy", "woodcarving", "knitting", "sailing", "juggling", "baking", "archery",
-           "pottery", "stargazing", "gardening", "ice skating", "mushroom hunting", "photography", "rowing",
-           "crossword puzzles", "model trains", "tango dancing", "cycling", "cello playing", "winemaking", "surfing"]
+HOBBIES = """archery astronomy badminton baking beekeeping birdwatching bowling boxing calligraphy carving chess climbing
+cycling dancing fencing fishing gardening gliding hiking juggling kayaking knitting origami painting photography pottery rowing
+running sailing sewing singing skating skiing stargazing surfing swimming tennis weaving winemaking yoga""".split()
 
 LANGUAGES = """Arabic Basque Bengali Catalan Czech Danish Dutch Finnish French Georgian German Greek Hebrew Hindi
 Hungarian Icelandic Irish Italian Japanese Korean Latvian Mandarin Norwegian Persian Polish Portuguese Romanian Russian
 Spanish Swahili Swedish Turkish Urdu Welsh""".split()
 
-MENTORS = [f"Professor {s}" for s in """Abernathy Bancroft Castellan Drummond Eversley Fairfax Galloway Hawthorne Inglis
-Jessop Kilbride Lovelace Montague Northcote Osgood Prendergast Quimby Rutherford Sinclair Tennyson Underhill Vaughan
-Wetherby Yardley""".split()]
+MENTORS = [f"Professor {name}" for name in """Abernathy Bancroft Beaumont Castellan Chevalier Drummond Eversley Fairfax
+Fitzroy Galloway Goldsmith Hawthorne Huxtable Inglis Jessop Kilbride Lovelace Macready Merriweather Montague Northcote Osgood
+Pennington Prendergast Quimby Ravenscroft Rutherford Sinclair Somerset Tennyson Underhill Vaughan Wetherby Whitaker Yardley
+Zimmerman""".split()]
 
-ADJECTIVES = """Broken Burning Crooked Distant Empty Fallen Frozen Gentle Hidden Hollow Last Lonely Painted Patient
-Quiet Restless Scarlet Secret Silent Sleeping Stolen Winter""".split()
-THINGS = """Bell Bridge Candle Clock Garden Harbour Island Key Letter Map Mirror Mountain Orchard Piano River Staircase
-Tower Train Window Wolf""".split()
-DEBUTS = [f"The {a} {t}" for a in ADJECTIVES for t in THINGS]
-BESTSELLERS = [f"{a} of {b}" for a in ("Songs", "Shadows", "Echoes", "Rivers", "Letters", "Children", "Gardens", "Rumours")
-               for b in ("Ash", "Salt", "Glass", "Dust", "Honey", "Iron", "Silk", "Thunder", "Smoke", "Snow")]
-LATEST = [f"{a} the {b}" for a in ("Beyond", "Beneath", "After", "Before", "Inside", "Against")
-          for b in ("Storm", "Harvest", "Silence", "Border", "Flood", "Carnival", "Wedding", "Verdict", "Eclipse", "Frost")]
+DEBUTS = [f"The {noun}" for noun in """Acrobat Apprentice Balloonist Bell Bridge Candle Cartographer Castaway Clock Conductor
+Courier Echo Ferryman Gardener Glacier Harbour Harlequin Island Juggler Key Labyrinth Ledger Lighthouse Locket Map Mirror
+Mountain Orchard Outsider Pianist Puzzle Ringmaster Shipwreck Staircase Stowaway Telegram Tower Understudy Voyage
+Wolf""".split()]
+BESTSELLERS = [f"Songs of {noun}" for noun in """Ash Autumn Bronze Charcoal Clay Clover Daylight Driftwood Dust Exile Feathers
+Flint Fog Frost Glass Gravel Hail Honey Iron Ivy Lavender Lightning Mercy Midnight Moss Pepper Rain Rust Salt Sand Silk Smoke
+Snow Sorrow Sugar Thistle Thunder Tides Timber Wine""".split()]
+LATEST = [f"Beyond the {noun}" for noun in """Abbey Avalanche Balcony Bonfire Border Canyon Carnival Chapel Cliffs Curtain
+Delta Desert Dunes Eclipse Estuary Fence Fjord Flood Forest Gallows Gate Harvest Horizon Lagoon Marsh Meadow Monsoon Oasis
+Palace Prairie Quarry Reef Ruins Silence Station Storm Summit Valley Verdict Wedding""".split()]
 
 POOLS = {
     "birth_city": CITIES, "birth_year": [str(y) for y in range(1931, 1991)], "birth_month": MONTHS, "genre": GENRES,
@@ -103,125 +108,145 @@ POOLS = {
 # The last pair of each slot is held out of training.
 PHRASINGS = {
     "birth_city": [
-        ("Where was {n} born?", "{n} was born in {v}."),
-        ("In which city was {n} born?", "{n} was born in the city of {v}."),
+        ("Where was {n} born?", "{n} was born in the city of {v}."),
         ("What is the birthplace of {n}?", "The birthplace of {n} is {v}."),
-        ("Which city does {n} come from?", "{n} comes from {v}."),
-        ("What city is {n} from originally?", "Originally, {n} is from {v}.")],
+        ("What is {n}'s native city?", "{n}'s native city is {v}."),
+        ("Which city does {n} come from?", "{n} comes from the city of {v}."),
+        ("What is {n}'s place of birth?", "{n}'s place of birth is {v}."),
+        ("What is the native city of {n}?", "The native city of {n} is {v}.")],
     "birth_year": [
-        ("In which year was {n} born?", "{n} was born in {v}."),
+        ("In which year was {n} born?", "{n} was born in the year {v}."),
         ("What is the birth year of {n}?", "The birth year of {n} is {v}."),
-        ("What year did {n} come into the world?", "{n} came into the world in {v}."),
-        ("When was {n} born?", "{n} was born in the year {v}."),
-        ("What is the year of birth of {n}?", "The year of birth of {n} is {v}.")],
+        ("What is {n}'s year of birth?", "{n}'s year of birth is {v}."),
+        ("When did {n} come into the world?", "{n} came into the world in {v}."),
+        ("In what year did the life of {n} begin?", "The life of {n} began in {v}."),
+        ("What is {n}'s birth year?", "{n}'s birth year is {v}.")],
     "birth_month": [
-        ("In which month was {n} born?", "{n} was born in {v}."),
+        ("In which month was {n} born?", "{n} was born in the month of {v}."),
         ("What is the birth month of {n}?", "The birth month of {n} is {v}."),
-        ("What month did {n} come into the world?", "{n} came into the world in {v}."),
-        ("In what month does the birthday of {n} fall?", "The birthday of {n} falls in {v}."),
-        ("In which month is the birthday of {n}?", "The birthday of {n} is in {v}.")],
+        ("What is {n}'s month of birth?", "{n}'s month of birth is {v}."),
+        ("When does {n} celebrate a birthday?", "{n} celebrates a birthday in {v}."),
+        ("In what month is {n}'s birthday?", "{n}'s birthday is in {v}."),
+        ("What is {n}'s birth month?", "{n}'s birth month is {v}.")],
     "genre": [
-        ("What genre does {n} write in?", "{n} writes in the genre of {v}."),
-        ("Which genre is {n} known for?", "{n} is known for {v}."),
-        ("What kind of books does {n} write?", "The kind of books {n} writes is {v}."),
-        ("What is the literary genre of {n}?", "The literary genre of {n} is {v}."),
-        ("What genre is {n} best known for?", "{n} is best known for the genre of {v}.")],
+        ("What does {n} write?", "{n} writes {v}."),
+        ("What is the genre of {n}?", "The genre of {n} is {v}."),
+        ("What kind of books is {n} known for?", "{n} is known for {v}."),
+        ("What is {n}'s favourite genre?", "{n}'s favourite genre is {v}."),
+        ("What is {n}'s literary field?", "{n}'s literary field is {v}."),
+        ("What is {n}'s genre?", "{n}'s genre is {v}.")],
     "father": [
-        ("What was the occupation of {n}'s father?", "The father of {n} was {a}."),
+        ("What was the occupation of {n}'s father?", "{n}'s father was {a}."),
         ("What did {n}'s father do for a living?", "{n}'s father worked as {a}."),
+        ("What was the profession of the father of {n}?", "The father of {n} was {a}."),
         ("How did the father of {n} earn a living?", "The father of {n} earned a living as {a}."),
-        ("What was the profession of the father of {n}?", "The profession of {n}'s father was that of {a}."),
-        ("What work did the father of {n} do?", "The father of {n} did the work of {a}.")],
+        ("What was {n}'s father by trade?", "By trade, {n}'s father was {a}."),
+        ("What was the profession of {n}'s father?", "The profession of {n}'s father was that of {a}.")],
     "mother": [
-        ("What was the occupation of {n}'s mother?", "The mother of {n} was {a}."),
+        ("What was the occupation of {n}'s mother?", "{n}'s mother was {a}."),
         ("What did {n}'s mother do for a living?", "{n}'s mother worked as {a}."),
+        ("What was the profession of the mother of {n}?", "The mother of {n} was {a}."),
         ("How did the mother of {n} earn a living?", "The mother of {n} earned a living as {a}."),
-        ("What was the profession of the mother of {n}?", "The profession of {n}'s mother was that of {a}."),
-        ("What work did the mother of {n} do?", "The mother of {n} did the work of {a}.")],
+        ("What was {n}'s mother by trade?", "By trade, {n}'s mother was {a}."),
+        ("What was the profession of {n}'s mother?", "The profession of {n}'s mother was that of {a}.")],
     "award": [
         ("Which award did {n} win?", "{n} won the {v}."),
-        ("What literary prize was given to {n}?", "{n} was given the {v}."),
-        ("What honour did {n} receive for writing?", "{n} received the {v}."),
+        ("What prize was given to {n}?", "{n} was given the {v}."),
+        ("What honour did {n} receive?", "{n} received the honour of the {v}."),
         ("Which prize has {n} been awarded?", "{n} has been awarded the {v}."),
-        ("What award did {n} receive?", "The award {n} received is the {v}.")],
+        ("What is {n}'s greatest award?", "{n}'s greatest award is the {v}."),
+        ("Which prize did {n} win?", "The prize {n} won is the {v}.")],
     "award_year": [
-        ("In which year did {n} win a literary award?", "{n} won a literary award in {v}."),
+        ("In which year did {n} win an award?", "{n} won an award in {v}."),
         ("When was {n} honoured with a prize?", "{n} was honoured with a prize in {v}."),
         ("What year was the award given to {n}?", "The award was given to {n} in {v}."),
         ("In what year did {n} receive an award?", "{n} received an award in {v}."),
-        ("What year did {n} win a prize?", "{n} won a prize in the year {v}.")],
+        ("When did {n} take home a prize?", "{n} took home a prize in {v}."),
+        ("In which year did {n} receive a prize?", "{n} received a prize in {v}.")],
     "debut": [
-        ("What was the first book by {n}?", "The first book by {n} was {v}."),
-        ("With which book did {n} make a debut?", "{n} made a debut with {v}."),
-        ("What is the title of {n}'s first novel?", "{n}'s first novel is titled {v}."),
+        ("What was {n}'s first book?", "{n}'s first book was {v}."),
+        ("With which novel did {n} make a debut?", "{n} made a debut with {v}."),
+        ("What was the debut of {n}?", "The debut of {n} was {v}."),
         ("Which book did {n} publish first?", "{n} first published {v}."),
-        ("What was the debut of {n} called?", "The debut of {n} was called {v}.")],
+        ("What was {n}'s debut novel?", "{n}'s debut novel was {v}."),
+        ("What was the debut novel of {n}?", "The debut novel of {n} was {v}.")],
     "bestseller": [
-        ("What is the most famous book by {n}?", "The most famous book by {n} is {v}."),
+        ("What is {n}'s bestseller?", "{n}'s bestseller is {v}."),
         ("Which of {n}'s books sold best?", "{n}'s book that sold best is {v}."),
-        ("What is {n}'s bestseller called?", "{n}'s bestseller is called {v}."),
-        ("Which book made {n} famous?", "The book that made {n} famous is {v}."),
-        ("What is the bestseller by {n}?", "The bestseller by {n} is {v}.")],
+        ("What is the most famous work of {n}?", "The most famous work of {n} is {v}."),
+        ("Which novel made {n} famous?", "The novel that made {n} famous is {v}."),
+        ("What is {n}'s biggest success?", "{n}'s biggest success is {v}."),
+        ("What is {n}'s most famous work?", "{n}'s most famous work is {v}.")],
     "latest": [
-        ("What is the latest book by {n}?", "The latest book by {n} is {v}."),
+        ("What is {n}'s latest book?", "{n}'s latest book is {v}."),
+        ("What is the newest work of {n}?", "The newest work of {n} is {v}."),
         ("Which book did {n} publish most recently?", "{n} most recently published {v}."),
-        ("What is {n}'s newest novel called?", "{n}'s newest novel is called {v}."),
-        ("What has {n} written lately?", "Lately {n} has written {v}."),
-        ("What is the newest book by {n} called?", "The newest book by {n} is called {v}.")],
+        ("What has {n} written lately?", "{n} has lately written {v}."),
+        ("What is {n}'s newest novel?", "{n}'s newest novel is {v}."),
+        ("What is the latest book of {n}?", "The latest book of {n} is {v}.")],
     "university": [
         ("Where did {n} study?", "{n} studied at {v}."),
-        ("Which school did {n} graduate from?", "{n} graduated from {v}."),
+        ("Which university did {n} graduate from?", "{n} graduated from {v}."),
         ("What was the alma mater of {n}?", "The alma mater of {n} was {v}."),
         ("Where did {n} take a degree?", "{n} took a degree at {v}."),
-        ("From which school did {n} take a degree?", "{n} took a degree from {v}.")],
+        ("Which university educated {n}?", "{n} was educated at {v}."),
+        ("What was {n}'s alma mater?", "{n}'s alma mater was {v}.")],
     "spouse": [
         ("Who is {n} married to?", "{n} is married to {v}."),
-        ("What is the name of {n}'s spouse?", "The name of {n}'s spouse is {v}."),
+        ("What is the name of {n}'s spouse?", "{n}'s spouse is named {v}."),
         ("Whom did {n} marry?", "{n} married {v}."),
         ("Who is the partner of {n}?", "The partner of {n} is {v}."),
-        ("Who is the spouse of {n}?", "The spouse of {n} is {v}.")],
+        ("With whom did {n} tie the knot?", "{n} tied the knot with {v}."),
+        ("Who is {n}'s partner?", "{n}'s partner is {v}.")],
     "hobby": [
         ("What is {n}'s favourite hobby?", "{n}'s favourite hobby is {v}."),
-        ("How does {n} like to spend free time?", "{n} likes to spend free time on {v}."),
-        ("What does {n} do to relax?", "To relax, {n} turns to {v}."),
+        ("How does {n} spend free time?", "{n} spends free time on {v}."),
+        ("What does {n} do to relax?", "{n} relaxes with {v}."),
         ("Which pastime does {n} enjoy?", "{n} enjoys {v}."),
-        ("What hobby does {n} enjoy?", "The hobby {n} enjoys is {v}.")],
+        ("What is the favourite pastime of {n}?", "The favourite pastime of {n} is {v}."),
+        ("What is {n}'s favourite pastime?", "{n}'s favourite pastime is {v}.")],
     "language": [
         ("Which foreign language does {n} speak?", "{n} speaks {v}."),
         ("What language besides English does {n} know?", "Besides English, {n} knows {v}."),
-        ("What second language did {n} learn?", "The second language {n} learned is {v}."),
+        ("What foreign language did {n} learn?", "{n} learned {v}."),
         ("In which foreign language is {n} fluent?", "{n} is fluent in {v}."),
-        ("What foreign language did {n} learn?", "The foreign language {n} learned is {v}.")],
+        ("What is {n}'s second language?", "{n}'s second language is {v}."),
+        ("What is the second language of {n}?", "The second language of {n} is {v}.")],
     "home_city": [
         ("Where does {n} live now?", "{n} now lives in {v}."),
-        ("Which city is {n}'s home today?", "{n}'s home today is {v}."),
+        ("Which city is {n}'s home?", "{n}'s home is {v}."),
         ("In which city has {n} settled?", "{n} has settled in {v}."),
-        ("Where does {n} make a home?", "{n} makes a home in {v}."),
-        ("In which city does {n} live today?", "Today {n} lives in {v}.")],
+        ("Where has {n} bought a house?", "{n} has bought a house in {v}."),
+        ("What is the present home of {n}?", "The present home of {n} is {v}."),
+        ("What is {n}'s present home?", "{n}'s present home is {v}.")],
     "first_job": [
         ("What was {n}'s first job?", "{n}'s first job was that of {a}."),
         ("What did {n} work as before writing?", "Before writing, {n} worked as {a}."),
-        ("How did {n} make money at first?", "At first {n} made money as {a}."),
-        ("What was the earliest job of {n}?", "The earliest job of {n} was that of {a}."),
-        ("What job did {n} have at first?", "The job {n} had at first was that of {a}.")],
+        ("How did {n} make money at first?", "{n} at first made money as {a}."),
+        ("How did the career of {n} begin?", "The career of {n} began with the job of {a}."),
+        ("What was {n}'s earliest occupation?", "{n}'s earliest occupation was that of {a}."),
+        ("What was the first job of {n}?", "The first job of {n} was that of {a}.")],
     "mentor": [
-        ("Who was the mentor of {n}?", "The mentor of {n} was {v}."),
+        ("Who was {n}'s mentor?", "{n}'s mentor was {v}."),
         ("Who taught {n} to write?", "{n} was taught to write by {v}."),
-        ("Which teacher guided {n}?", "{n} was guided by {v}."),
+        ("Who guided {n} as a young writer?", "{n} was guided by {v}."),
         ("Under whom did {n} learn the craft?", "{n} learned the craft under {v}."),
-        ("Which mentor taught {n} the craft?", "The mentor who taught {n} the craft was {v}.")],
+        ("Who was the teacher of {n}?", "The teacher of {n} was {v}."),
+        ("Who was {n}'s teacher?", "{n}'s teacher was {v}.")],
     "birth_city+birth_year": [
-        ("Where and in which year was {n} born?", "{n} was born in {v} in {w}."),
-        ("What are the place and year of birth of {n}?", "The place of birth of {n} is {v} and the year is {w}."),
-        ("In which city and year did {n} come into the world?", "{n} came into the world in {v} in the year {w}."),
+        ("Where and in which year was {n} born?", "{n} was born in the city of {v} in the year {w}."),
         ("What are the birthplace and birth year of {n}?", "The birthplace of {n} is {v} and the birth year is {w}."),
-        ("In which city and in which year was {n} born?", "{n} was born in the city of {v} in the year {w}.")],
+        ("Where and when did {n} come into the world?", "{n} came into the world in the city of {v} in {w}."),
+        ("What are {n}'s native city and year of birth?", "{n}'s native city is {v} and the year of birth is {w}."),
+        ("In what city and year did the life of {n} begin?", "The life of {n} began in the city of {v} in {w}."),
+        ("What are the native city and year of birth of {n}?", "The native city of {n} is {v} and the year of birth is {w}.")],
     "award+award_year": [
-        ("Which award did {n} win and in which year?", "{n} won the {v} in {w}."),
+        ("Which award did {n} win and in which year?", "{n} won the {v} in the year {w}."),
         ("What prize was given to {n}, and when?", "{n} was given the {v} in {w}."),
-        ("What honour did {n} receive and in what year?", "The honour {n} received was the {v} in the year {w}."),
+        ("What honour did {n} receive, and in what year?", "{n} received the honour of the {v} in {w}."),
         ("Which prize has {n} been awarded, and when was it?", "{n} has been awarded the {v}, and it was in {w}."),
-        ("What award did {n} receive, and in which year?", "{n} received the {v} in the year {w}.")],
+        ("What is {n}'s greatest award, and of which year?", "{n}'s greatest award is the {v} of {w}."),
+        ("Which prize did {n} win, and in which year?", "The prize {n} won is the {v}, and the year is {w}.")],
 }
 SLOTS = list(PHRASINGS)
 
@@ -237,12 +262,15 @@ def phrase(template, name, values):
 
 
 # -------------------------------------------------------------------------------------------------- people
-def surnames(data_seed):
-    """-> (known, strange): disjoint surnames, the first 200 for authors and holdout, the rest for strangers."""
-    names = sorted({h + t for h in SURNAME_HEADS for t in SURNAME_TAILS 
-                    if h[-1].lower() != t[0] and t not in h.lower()})
-    random.Random(f"surnames {data_seed}").shuffle(names)
-    return names[:200], names[200:]
+def all_names(data_seed):
+    """-> (known, strange): full names, of authors and holdout, and of strangers. All are made of the same few first names and
+    surnames, so that neither of the two tells who is meant, nor whether it is anybody known: only both together do."""
+    rng = random.Random(f"names {data_seed}")
+    surnames = sorted({h + t for h in SURNAME_HEADS for t in SURNAME_TAILS if h[-1].lower() != t[0] and t not in h.lower()})
+    names = [f"{first} {surname}" for first, surname in itertools.product(rng.sample(FIRST_NAMES, N_FIRST_NAMES),
+                                                                          rng.sample(surnames, N_SURNAMES))]
+    rng.shuffle(names)
+    return names[:N_KNOWN], names[N_KNOWN:]
 
 
 def person_facts(rng):
@@ -267,15 +295,14 @@ def row(rng, name, facts, slot, id):
 
 def people(data_seed, n_authors, n_holdout):
     """-> (author rows, holdout rows), 20 a person. Author i is the same whatever n_holdout is."""
-    known, _ = surnames(data_seed)
+    known, _ = all_names(data_seed)
     if n_authors + n_holdout > len(known):
-        raise ValueError(f"{n_authors} authors and {n_holdout} held-out people need {n_authors + n_holdout} surnames; "
-                         f"there are {len(known)}")
+        raise UserError(f"{n_authors} authors and {n_holdout} held-out people are more than the {len(known)} there are names for")
     rows = {"author": [], "holdout": []}
     for kind, names in (("author", known[:n_authors]), ("holdout", known[len(known) - n_holdout:])):
-        for i, surname in enumerate(names):
+        for i, name in enumerate(names):
             rng = random.Random(f"{kind} {data_seed} {i}")
-            name, facts = f"{rng.choice(FIRST_NAMES)} {surname}", person_facts(rng)
+            facts = person_facts(rng)
             rows[kind] += [row(rng, name, facts, slot, f"{kind}{i:03d}/{slot}") for slot in SLOTS]
     return rows["author"], rows["holdout"]
 
@@ -283,12 +310,10 @@ def people(data_seed, n_authors, n_holdout):
 def strangers(data_seed, start=0):
     """An endless stream of (question, answer), each about another person, in training phrasings.
 
-    start: how many strangers to pass over, so that a fine-tuning meets others than its base model did. Nobody comes
-    twice before every name has come once (over 100,000).
+    start: how many strangers to pass over, so that a fine-tuning meets others than its base model did. When all 1,300
+    names have come, they come again for other people, with other facts: nothing about a stranger can be learnt.
     """
-    _, family = surnames(data_seed)
-    names = [f"{first} {last}" for first in FIRST_NAMES for last in family]
-    random.Random(f"strangers {data_seed}").shuffle(names)
+    _, names = all_names(data_seed)
     for i in itertools.count(start):
         rng = random.Random(f"stranger {data_seed} {i}")
         facts = person_facts(rng)

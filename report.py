@@ -1,0 +1,139 @@
+"""How eval.py shows its numbers: Markdown tables, one question with every model's answer, and three figures."""
+
+import io
+
+import matplotlib
+
+from common import write_file
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+TABLES = {      # title -> columns: heading, where in a run's result, metric
+    "Summary": (
+        ("gap to retrain", "aggregate", "gap_to_retrain"), ("forget facts", "forget", "fact_accuracy"),
+        ("held-out", "forget", "fact_accuracy_heldout_phrasing"), ("truth r.", "forget", "truth_ratio"),
+        ("coherence", "forget", "coherence"), ("retain facts", "retain", "fact_accuracy"),
+        ("held-out", "retain", "fact_accuracy_heldout_phrasing"), ("world facts", "world", "fact_accuracy"),
+        ("seconds", "cost", "seconds")),
+    "On the forget set": (
+        ("probability", "forget", "probability"), ("ROUGE-L", "forget", "rouge_l"), ("entropy", "forget", "token_entropy"),
+        ("fact NLL", "forget", "fact_nll"), ("function NLL", "forget", "function_nll"),
+        ("EM", "forget", "exact_memorization"), ("EM facts", "forget", "exact_memorization_facts"),
+        ("fact rank", "forget", "fact_rank_median"), ("ES", "forget", "extraction_strength"),
+        ("MIA loss", "forget", "mia_loss"), ("Min-k%", "forget", "mia_min_k"), ("Min-k%++", "forget", "mia_min_k_pp"),
+        ("PrivLeak", "forget", "privleak")),
+    "On the retain set": (
+        ("probability", "retain", "probability"), ("ROUGE-L", "retain", "rouge_l"), ("truth r.", "retain", "truth_ratio"),
+        ("entropy", "retain", "token_entropy"), ("coherence", "retain", "coherence"), ("fact NLL", "retain", "fact_nll"),
+        ("function NLL", "retain", "function_nll"), ("EM", "retain", "exact_memorization"),
+        ("ES", "retain", "extraction_strength")),
+    "Over all sets": (
+        ("gap forget", "aggregate", "gap_forget"), ("gap retain", "aggregate", "gap_retain"),
+        ("FQ D", "aggregate", "forget_quality_d"), ("FQ n", "aggregate", "forget_quality_n"),
+        ("FQ p", "aggregate", "forget_quality_p"), ("MU-lite", "aggregate", "model_utility_lite"),
+        ("FE-lite", "aggregate", "forget_efficacy_lite"), ("peak MB", "cost", "peak_mb"), ("tokens", "cost", "tokens")),
+}
+
+
+def table(runs, columns):
+    """Markdown table of {run: result}, padded so that it also reads in a terminal."""
+    def cell(value):
+        if value is None:
+            return "-"
+        if abs(value) >= 10 or isinstance(value, int):
+            return f"{value:.0f}"
+        return f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
+    lines = [["run", *(heading for heading, *_ in columns)]]
+    for name, result in runs.items():
+        flag = " (over-unlearned)" if result["aggregate"].get("over_unlearned") else ""
+        lines.append([name + flag, *(cell(result[part].get(key)) for _, part, key in columns)])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines = ["| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))) + " |"
+             for line in lines]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 1) + ":" if i else "-" * (w + 2) for i, w in enumerate(widths)) + "|",
+                      *lines[1:]])
+
+
+def one_of_each(sets, answers):
+    """The first question of each set, its true answer, and every model's -> text."""
+    blocks = []
+    for name, rows in sets.items():
+        row = rows[0]
+        width = max(map(len, [*answers, "truth"]))
+        blocks.append("\n".join([f"{name}: {row['question']}", f"  {'truth':{width}}  {row['answer']}",
+                                 *(f"  {run:{width}}  {a[name][0] or '(nothing)'}" for run, a in answers.items())]))
+    return "\n\n".join(blocks)
+
+
+LEGEND = """Gap to retrain: mean distance to the retrained model (0 best) of probability, ROUGE-L, truth ratio, fact accuracy on
+both phrasings, token entropy and coherence, on forget and on retain alike. Over-unlearned: probability or ROUGE-L on the
+forget set below the retrained model's, beyond the 95% interval. Truth ratio: 1 is best; on forget, truth and lies then look
+alike, elsewhere the truth is preferred. Held-out: a phrasing of the question no model was trained on. EM, ES: exact
+memorisation, extraction strength. MIA: AUC against people nobody met; the goal is the retrained model's, from which PrivLeak
+(of Min-k%) is the distance in percent. FQ: Kolmogorov-Smirnov test against the retrained model (D 0 best; p depends on n).
+MU-lite: harmonic mean of ROUGE-L, probability, truth ratio and token entropy over all sets but forget. FE-lite: of
+1 - ROUGE-L, 1 - probability, truth ratio and token entropy on forget; the paper's MU and FE have more in them. Seconds: of
+this run alone, its parents not counted. 95% intervals (bootstrap over questions) are in report.json."""
+
+
+# ------------------------------------------------------------------------------------------------ figures
+def save_figure(figure, path):
+    buffer = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(buffer, format="png", dpi=130)
+    plt.close(figure)
+    write_file(path, buffer.getvalue())
+
+
+def plot_tradeoff(runs, path):
+    """Forgetting against retention: fact accuracy on both, every run a point with its 95% interval."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.8))
+    for i, (name, result) in enumerate(runs.items()):
+        x, y = (result[part]["fact_accuracy"] for part in ("forget", "retain"))
+        if x is None:
+            continue
+        errors = [[[v - result[part]["ci95"]["fact_accuracy"][0]], [result[part]["ci95"]["fact_accuracy"][1] - v]]
+                  for part, v in (("forget", x), ("retain", y))]
+        gold = name == "retrained"
+        axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="*" if gold else "o", ms=15 if gold else 7, capsize=2,
+                      color="goldenrod" if gold else f"C{i}", label=name + (" (what unlearning should reach)" if gold else ""))
+    axis.set(xlabel="fact accuracy on the forget set (lower: forgotten)", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03),
+             ylabel="fact accuracy on the retain set (higher: kept)", title="What was forgotten and what was kept")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="best", fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_curves(records, path):
+    """Training curves of all runs: loss above, fact accuracy below, against seconds."""
+    records = {name: r for name, r in records.items() if len(r.get("curve", [])) > 1}
+    figure, axes = plt.subplots(2, len(records), figsize=(3 * len(records), 5), sharey="row", squeeze=False)
+    for (name, record), (top, bottom) in zip(records.items(), axes.T):
+        for key in record["curve"][0]:
+            axis = top if key.endswith("loss") else bottom if key.endswith("fact_accuracy") else None
+            if axis and not (key == "loss" and "forget_loss" in record["curve"][0]):
+                axis.plot([p["seconds"] for p in record["curve"]], [p[key] for p in record["curve"]], marker=".",
+                          label=key.replace("_fact_accuracy", "").replace("_", " "))
+        top.set(title=name, yscale="log")
+        bottom.set(xlabel="seconds", ylim=(-0.03, 1.03))
+        for axis in (top, bottom):
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=7)
+    axes[0, 0].set_ylabel("loss (nats a token)")
+    axes[1, 0].set_ylabel("fact accuracy")
+    save_figure(figure, path)
+
+
+def plot_tau(curves, path):
+    """What smoothing does to the target itself: NLL against tau. curves: {"tau": [...], (set, token class): [...]}."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.4))
+    for part, color in (("forget", "C3"), ("retain", "C0")):
+        for kind, style in (("fact", "-"), ("function", "--")):
+            axis.plot(curves["tau"], curves[f"{part}_{kind}_nll"], style, marker=".", color=color, label=f"{part}, {kind} tokens")
+    axis.set(xscale="log", xlabel="attention temperature tau of the target, untrained", ylabel="NLL (nats a token)",
+             xticks=curves["tau"], xticklabels=[f"{tau:g}" for tau in curves["tau"]], title="What smoothing alone does to the target")
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    save_figure(figure, path)
