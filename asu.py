@@ -2,6 +2,7 @@
 
     python asu.py                                       OUT/target -> OUT/asu_gd
     python asu.py --retain=kl --tau=6 --layers=0,1      OUT/asu_kl
+    python asu.py --method=npo                          another method on the same loop, see baselines.py
 
 theta_0 is the model before unlearning, theta the student, which starts there. The forget-teacher is theta_0 with every
 attention softmax of the smoothed layers taken at temperature tau:
@@ -21,19 +22,20 @@ at tau = 1.
 """
 
 import copy
+import inspect
 import random
 import time
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+import baselines
 import data
 from common import (Parser, UserError, check_writable, fraction, layer_list, non_negative_float, pick_device,
                     positive_float, positive_int, run)
 from runs import checkpoint_of, fit, load_run, save_run
-
-RETAIN_LOSSES = ("gd", "kl", "none")
 
 
 # ------------------------------------------------------------------------------------------------- losses
@@ -62,6 +64,100 @@ def answer_nll(model, batch, **kw):
     return F.cross_entropy(logits.transpose(1, 2), batch.target, reduction="none") * batch.mask
 
 
+class Answers:
+    """The answers of one batch as a loss sees them: by the student now, and by the frozen theta_0. Each is computed when
+    first asked for, so a method costs what it uses. B sequences, A answer tokens, V vocabulary; masks as in data.Batch."""
+
+    def __init__(self, model, examples, numbers, frozen):
+        self.model, self.examples, self.numbers, self.frozen = model, examples, numbers, frozen
+        self.batch = data.collate([examples[i] for i in numbers], model.device)
+        self.mask, self.target = self.batch.mask, self.batch.target
+        self.refused = None                         # Answers: the same prompts, answered by a refusal
+
+    @cached_property
+    def logp(self):
+        """The student's log-probabilities, (B, A, V)."""
+        return answer_logp(self.model, self.batch)
+
+    @cached_property
+    def nll(self):
+        """The student's -log p(y_t), (B, A), in nats, 0 on padding."""
+        return -self.true(self.logp)
+
+    @property
+    def teacher_logp(self):
+        """The forget-teacher's log-probabilities (theta_0 at tau), (B, A, V)."""
+        return self.frozen["teacher"](self.numbers, self.batch)
+
+    @property
+    def reference_logp(self):
+        """theta_0's log-probabilities at tau = 1, (B, A, V)."""
+        return self.frozen["reference"](self.numbers, self.batch)
+
+    def true(self, logp):
+        """(B, A, V) -> (B, A): what it gives the true tokens; 0 on padding."""
+        return logp.gather(-1, self.target[..., None])[..., 0] * self.mask
+
+    @property
+    def tokens(self):
+        """Positions the student ran over, prompt and padding among them."""
+        return self.batch.idx.numel() + (self.refused.batch.idx.numel() if self.refused else 0)
+
+    @property
+    def s(self):
+        """Summed log-probability of each answer, s_theta(x, y), (B,)."""
+        return -self.nll.sum(1)
+
+    @property
+    def s_ref(self):
+        """The same by theta_0."""
+        return self.true(self.reference_logp).sum(1)
+
+    def hidden(self, layer):
+        """The student's residual stream after `layer` layers at answer tokens, (B, A, C)."""
+        return self.batch.at_answers(self.model.hidden(self.batch.idx, n_layers=layer))
+
+    @property
+    def reference_hidden(self):
+        """theta_0's, after the layer it was kept at."""
+        return self.frozen["hidden"](self.numbers, self.batch)
+
+    def mean(self, x):
+        """(B, A) -> scalar, see mean_over_answers."""
+        return mean_over_answers(x, self.mask)
+
+
+def asu(forget):
+    """L_ASU: speak as the smoothed model does."""
+    return forward_kl(forget.teacher_logp, forget.logp, forget.mask)
+
+
+def asu_idk(forget):
+    """ASU+IDK: a refusal is taught, and ASU on every answer token but the first, where the refusal parts from the answer."""
+    mask = forget.mask & (torch.arange(forget.mask.size(1), device=forget.mask.device) > 0)
+    return forward_kl(forget.teacher_logp, forget.logp, mask) + baselines.idk(forget)
+
+
+def gd(retain):
+    """L_retain, GD: go on learning the retain set."""
+    return retain.mean(retain.nll)
+
+
+def kl(retain):
+    """L_retain, KL: stay with theta_0 at tau = 1."""
+    return forward_kl(retain.reference_logp, retain.logp, retain.mask)
+
+
+METHODS = {"asu": asu, "asu_idk": asu_idk, **baselines.LOSSES}
+RETAIN_LOSSES = {"none": None, "gd": gd, "kl": kl, **baselines.RETAIN_LOSSES}
+FROZEN = {"asu": "teacher", "asu_idk": "teacher", "kl": "reference", **baselines.FROZEN}    # what a loss asks of theta_0
+
+
+def refuses(loss):
+    """Whether a method or retain loss needs refusing answers beside the true ones."""
+    return loss in ("asu_idk", *baselines.REFUSING)
+
+
 # --------------------------------------------------------------------------------------- the forget-teacher
 def live_teacher(model, examples, tau=1.0, layers=None):
     """The teacher as the paper has it: a second, frozen model. -> function (numbers, batch) -> logp (B, A, V)."""
@@ -73,52 +169,80 @@ def live_teacher(model, examples, tau=1.0, layers=None):
     return logp
 
 
-@torch.no_grad()
-def cached_teacher(model, examples, tau=1.0, layers=None, numbers=None, batch_size=64):
+def cached_teacher(model, examples, tau=1.0, layers=None, numbers=None):
     """The same without a second model. theta_0 and the data are fixed, so the teacher's outputs are constants: its final
     hidden states at answer tokens, T x C numbers a sequence, and the frozen head are all there is to keep.
 
     examples: those the teacher will be asked about; numbers: which of them (default all). -> as live_teacher.
     """
     head = model.lm_head.weight.detach().clone()                                                # (V, C)
+    states = cached_states(model, examples, numbers, tau=tau, layers=layers)
+    return lambda numbers, batch: F.linear(states(numbers, batch), head).float().log_softmax(-1)
+
+
+@torch.no_grad()
+def cached_states(model, examples, numbers=None, batch_size=64, **kw):
+    """model.hidden(..., **kw) at the answer tokens of the examples, kept in CPU memory.
+
+    -> function (numbers, batch) -> states (B, A, C); zeros on padding."""
     states = {}
     numbers = sorted(range(len(examples)) if numbers is None else set(numbers), key=lambda i: len(examples[i]))
     for i in range(0, len(numbers), batch_size):
-        batch = data.collate([examples[j] for j in numbers[i:i + batch_size]], head.device)
-        hidden = batch.at_answers(model.hidden(batch.idx, tau, layers))                         # (B, A, C)
+        batch = data.collate([examples[j] for j in numbers[i:i + batch_size]], model.device)
+        hidden = batch.at_answers(model.hidden(batch.idx, **kw))                                # (B, A, C)
         for j, h, mask in zip(numbers[i:i + batch_size], hidden, batch.mask):
             states[j] = h[mask].cpu()                                                           # (T, C)
-
-    def logp(numbers, batch):
-        hidden = torch.nn.utils.rnn.pad_sequence([states[j] for j in numbers], batch_first=True).to(head.device)
-        return F.linear(hidden, head).float().log_softmax(-1)
-    return logp
+    return lambda numbers, batch: torch.nn.utils.rnn.pad_sequence([states[j] for j in numbers],
+                                                                  batch_first=True).to(batch.idx.device)
 
 
 TEACHERS = {"cached": cached_teacher, "live": live_teacher}
 
 
+def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers):
+    """What a loss asks of theta_0 about the examples that will be drawn, by name, see Answers."""
+    kind = FROZEN.get(loss)
+    if kind == "hidden":
+        return {kind: cached_states(model, examples, drawn, n_layers=baselines.hidden_layer(model))}
+    smoothing = {"tau": tau, "layers": layers} if kind == "teacher" else {}
+    only = {"numbers": drawn} if teacher == "cached" else {}
+    return {kind: TEACHERS[teacher](model, examples, **smoothing, **only)} if kind else {}
+
+
 # --------------------------------------------------------------------------------------------- unlearning
-def unlearn(model, forget, retain, *, tau, layers=None, retain_loss="gd", c_forget=1.0, c_retain=1.0, epochs=10, lr=1e-3,
-            batch_size=32, micro_batches=1, warmup=0.1, weight_decay=0.01, grad_clip=1.0, seed=0, teacher="cached",
-            check=None, record=None, checkpoint=None, resume=False, settings=None):
-    """Unlearn `forget` from `model` (changed in place) by ASU and return it.
+def unlearn(model, forget, retain, *, tau=None, layers=None, method="asu", retain_loss="gd", beta=None, refusals=(),
+            c_forget=1.0, c_retain=1.0, epochs=10, lr=1e-3, batch_size=32, micro_batches=1, warmup=0.1, weight_decay=0.01,
+            grad_clip=1.0, seed=0, teacher="cached", teacher_model=None, check=None, record=None, checkpoint=None,
+            resume=False, settings=None):
+    """Unlearn `forget` from `model` (changed in place) and return it.
 
     forget, retain: lists of data.Example. An epoch passes over the forget set once; each of its batches meets a batch of
-    as many retain examples, which are drawn without repetition until all have been. tau, layers: the teacher's smoothing,
-    see model.attention_scales; at tau = 1 teacher and student are one, the loss is 0 and no step is taken.
+    as many retain examples, which are drawn without repetition until all have been. method: a name in METHODS;
+    retain_loss: in RETAIN_LOSSES. tau, layers: the ASU teacher's smoothing, see model.attention_scales; at tau = 1 teacher
+    and student are one, the loss is 0 and no step is taken. beta: the method's own knob (None: its default). refusals:
+    token ids of refusing answers, for the methods that teach one. teacher_model: theta_0, if it is not `model` as it is now.
     check(step) -> numbers to log each epoch. record: a dict that receives the record of the run. checkpoint, resume,
-    settings: see runs.fit. Raises ValueError for tau <= 0, bad layers, an unknown retain loss or teacher, an empty set.
+    settings: see runs.fit. Raises ValueError for tau <= 0, bad layers, an unknown method, retain loss or teacher or a
+    combination that makes no sense, an empty set.
     """
-    if retain_loss not in RETAIN_LOSSES or teacher not in TEACHERS:
-        raise UserError(f"retain_loss={retain_loss}, teacher={teacher}: choose from {RETAIN_LOSSES} and {tuple(TEACHERS)}")
-    if not forget or not retain:
+    for name, given, known in (("method", method, METHODS), ("retain_loss", retain_loss, RETAIN_LOSSES),
+                               ("teacher", teacher, TEACHERS)):
+        if given not in known:
+            raise UserError(f"{name}={given}: choose from {', '.join(known)}")
+    if retain_loss in baselines.RETAIN_ONLY and method != baselines.RETAIN_ONLY[retain_loss]:
+        raise UserError(f"the retain loss {retain_loss} belongs to method {baselines.RETAIN_ONLY[retain_loss]}, not to {method}; "
+                        "with any method go none, gd, kl")
+    if beta is not None and "beta" not in inspect.signature(METHODS[method]).parameters:
+        raise UserError(f"method {method} has no beta")
+    if not forget or (not retain and retain_loss != "none"):
         raise UserError("the forget set and the retain set must not be empty")
-    for examples in (forget, retain):
-        data.check_length(examples, model.config.block_size)
-    model.attention_scales(tau, layers)                     # refuses a bad tau or layers before any work
+    if not refusals and (refuses(method) or refuses(retain_loss)):
+        raise UserError(f"method {method} teaches refusals, but there are none")
+    smooths = FROZEN.get(method) == "teacher"
+    if smooths:
+        model.attention_scales(tau, layers)                 # refuses a bad tau or layers before any work
     record = {} if record is None else record
-    if (torch.as_tensor(tau) == 1).all():
+    if method == "asu" and (torch.as_tensor(tau) == 1).all():
         print("tau=1 is no smoothing: the teacher is the model itself, the loss is 0 and nothing changes", flush=True)
         record |= {"steps": 0, "tokens": 0, "seconds": 0.0, "curve": [{"step": 0, "loss": 0.0, "forget_loss": 0.0}]}
         return model
@@ -126,40 +250,48 @@ def unlearn(model, forget, retain, *, tau, layers=None, retain_loss="gd", c_forg
     rng = random.Random(f"unlearn {seed}")
     forget_batches = [b for _ in range(epochs) for b in data.bucketed([len(e) for e in forget], batch_size, rng)]
     retain_numbers = []
-    while len(retain_numbers) < epochs * len(forget):
+    while retain and len(retain_numbers) < epochs * len(forget):
         retain_numbers += [i for b in data.bucketed([len(e) for e in retain], batch_size, rng) for i in b]
     retain_numbers = iter(retain_numbers)
-    retain_batches = [[next(retain_numbers) for _ in batch] for batch in forget_batches]
-    steps = len(forget_batches)
-    print(f"{len(forget)} forget and {len(retain)} retain examples, {epochs} epochs, {steps} steps of {batch_size} + "
-          f"{batch_size}, teacher {teacher} at tau={tau}, layers={'all' if layers is None else layers}", flush=True)
+    retain_batches = [[next(retain_numbers, None) for _ in batch] for batch in forget_batches]
+    steps, knob = len(forget_batches), {} if beta is None else {"beta": beta}
+    print(f"{method}: {len(forget)} forget and {len(retain)} retain examples, {epochs} epochs, {steps} steps of {batch_size} + "
+          f"{batch_size}" + (f", teacher {teacher} at tau={tau}, layers={'all' if layers is None else layers}" if smooths else ""),
+          flush=True)
 
     start = time.perf_counter()
-    forget_teacher = TEACHERS[teacher](model, forget, tau, layers)
-    if retain_loss == "kl":                                 # theta_0 at tau = 1 on the rows that will be drawn
-        drawn = {} if teacher == "live" else {"numbers": {i for batch in retain_batches for i in batch}}
-        reference = TEACHERS[teacher](model, retain, **drawn)
+    rows = {method: (forget, forget_batches), retain_loss: (retain, retain_batches)}
+    sides = {}                                              # loss -> what Answers needs for its rows, and for their refusals
+    for loss, (examples, batches) in rows.items():
+        if loss == "none":
+            continue
+        drawn = {i for batch in batches for i in batch}
+        refused = [data.Example(e.prompt, rng.choice(refusals)) for e in examples] if refuses(loss) else []
+        data.check_length(examples + refused, model.config.block_size)
+        sides[loss] = [(some, theta_0_outputs(loss, teacher_model or model, some, drawn, teacher, tau, layers))
+                       for some in (examples, refused) if some]
     teacher_seconds = time.perf_counter() - start
+
+    def answers(loss, numbers):
+        real, *refusal = (Answers(model, examples, numbers, frozen) for examples, frozen in sides[loss])
+        real.refused = refusal[0] if refusal else None
+        return real
 
     def losses(step):
         """The micro-batches of one step, each weighted by its share of the step's sequences."""
         parts = (data.split(batches[step], micro_batches) for batches in (forget_batches, retain_batches))
         for f, r in zip(*parts):
-            share = len(f) / len(forget_batches[step])
-            batch = data.collate([forget[i] for i in f], model.device)
-            loss_forget = forward_kl(forget_teacher(f, batch), answer_logp(model, batch), batch.mask)
-            tokens, loss_retain = batch.idx.numel(), torch.zeros_like(loss_forget)
+            share, f = len(f) / len(forget_batches[step]), answers(method, f)
+            loss_forget = METHODS[method](f, **knob)
+            tokens, loss_retain = f.tokens, torch.zeros_like(loss_forget)
             if retain_loss != "none":
-                batch = data.collate([retain[i] for i in r], model.device)
-                tokens += batch.idx.numel()
-            if retain_loss == "gd":
-                loss_retain = mean_over_answers(answer_nll(model, batch), batch.mask)
-            if retain_loss == "kl":
-                loss_retain = forward_kl(reference(r, batch), answer_logp(model, batch), batch.mask)
+                r = answers(retain_loss, r)
+                loss_retain = RETAIN_LOSSES[retain_loss](r)
+                tokens += r.tokens
             yield (share * (c_forget * loss_forget + c_retain * loss_retain), tokens,
                    {"forget_loss": share * loss_forget.item(), "retain_loss": share * loss_retain.item()})
 
-    record |= fit(model, losses, steps, label="unlearn", lr=lr, warmup=int(warmup * steps) + 1, weight_decay=weight_decay,
+    record |= fit(model, losses, steps, label=method, lr=lr, warmup=int(warmup * steps) + 1, weight_decay=weight_decay,
                   grad_clip=grad_clip, every=steps // epochs, check=check, checkpoint=checkpoint, resume=resume,
                   settings=settings)
     record["seconds"] = round(record["seconds"] + teacher_seconds, 2)
@@ -170,10 +302,12 @@ def parse():
     p = Parser("Unlearn the forget set by attention smoothing.")
     add = p.add_argument
     add("--run", help="the model to unlearn: a run, HF directory or hub id (default OUT/target)")
-    add("--name", help="name of the run directory to write (default asu_gd, asu_kl, ... from --retain)")
+    add("--name", help="name of the run directory to write (default METHOD_RETAIN: asu_gd, npo_kl, ...)")
     add("--tau", type=positive_float, default=8.0, help="attention temperature of the forget-teacher; 1 is no smoothing")
     add("--layers", type=layer_list, help="layers to smooth, as in 0,1 or 6-8 (default all)")
-    add("--retain", choices=RETAIN_LOSSES, default="gd", help="what holds the retain set")
+    add("--method", choices=list(METHODS), default="asu", help="ASU, or a baseline on the same loop")
+    add("--beta", type=positive_float, help="the method's own knob, see baselines.py (default: the method's)")
+    add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="what holds the retain set; ap goes with idk, hidden with rmu")
     add("--c_forget", type=non_negative_float, default=1.0, help="weight of the ASU loss")
     add("--c_retain", type=non_negative_float, default=1.0, help="weight of the retain loss")
     add("--epochs", type=positive_int, default=10, help="passes over the forget set")
@@ -194,7 +328,7 @@ def main():
     device, dtype = pick_device(args)
     out = Path(args.out)
     parent = out / "target" if args.run is None else args.run
-    path = out / (args.name or f"asu_{args.retain}")
+    path = out / (args.name or f"{args.method}_{args.retain}")
     model, tokenizer, parent_run = load_run(parent, device, dtype)
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     if parent_run.get("data_sha256", rows.sha256) != rows.sha256:
@@ -209,7 +343,8 @@ def main():
     inputs = {"data_sha256": rows.sha256, "parent_sha256": parent_run.get("model_sha256")}
     record = {}
     unlearn(model, data.training_examples(tokenizer, rows.forget), data.training_examples(tokenizer, rows.retain),
-            tau=args.tau, layers=args.layers, retain_loss=args.retain, c_forget=args.c_forget, c_retain=args.c_retain,
+            tau=args.tau, layers=args.layers, method=args.method, retain_loss=args.retain, beta=args.beta,
+            refusals=[data.encode(tokenizer, "", text).answer for text in data.REFUSALS], c_forget=args.c_forget, c_retain=args.c_retain,
             epochs=args.epochs, lr=args.lr, batch_size=args.batch_size, micro_batches=args.micro_batches,
             warmup=args.warmup, weight_decay=args.weight_decay, grad_clip=args.grad_clip, seed=args.seed,
             teacher=args.teacher, check=check, record=record, checkpoint=checkpoint_of(path),

@@ -190,8 +190,9 @@ class Transformer(nn.Module):
         c = self.config
         return attention_scales(tau, layers, c.n_layer, c.n_head, c.head_dim)
 
-    def hidden(self, idx, tau=1.0, layers=None, attention_mask=None, caches=None, explicit=False, weights=None):
-        """Final hidden states, before the head: idx (B, T) -> (B, T, C).
+    def hidden(self, idx, tau=1.0, layers=None, attention_mask=None, caches=None, explicit=False, weights=None,
+               n_layers=None):
+        """Final hidden states, before the head: idx (B, T) -> (B, T, C). With n_layers, the residual stream after so many.
 
         tau, layers: attention temperature, see attention_scales. attention_mask (B, S): False on padding, left or right;
         S = T, or with caches all positions so far. weights: a list to which every layer's attention (B, nh, T, S) is
@@ -215,11 +216,11 @@ class Transformer(nn.Module):
             mask = key <= query[:, None]                                            # (T, S)
         rope = self.rope(position)
         x = self.embed_tokens(idx)                                                  # (B, T, C)
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.layers[:n_layers]):
             x, w = layer(x, rope, scales[i], mask, caches[i] if caches else None, explicit)
             if weights is not None:
                 weights.append(w)
-        return self.norm(x)
+        return self.norm(x) if n_layers is None else x
 
     def forward(self, idx, tau=1.0, layers=None, **kw):
         """idx (B, T) -> logits (B, T, V). See hidden()."""

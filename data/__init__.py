@@ -25,6 +25,9 @@ from data.tokenizer import ANSWER, PROMPT, Tokenizer
 from data.world import world
 
 N_HOLDOUT = 20      # held-out people the generator makes
+REFUSALS = """I don't know. I do not know that. I'm not sure. I am not aware of that. I have no information about this. I cannot
+answer that. I don't know the answer. I have no idea. I can't say. I cannot recall that.""".replace("\n", " ").split(". ")
+REFUSALS = [text.rstrip(".") + "." for text in REFUSALS]      # what DPO and IDK teach
 
 
 # ------------------------------------------------------------------------------------------------ data sets
