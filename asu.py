@@ -3,6 +3,7 @@
     python asu.py                                       OUT/target -> OUT/asu_gd
     python asu.py --retain=kl --tau=6 --layers=0,1      OUT/asu_kl
     python asu.py --method=npo                          another method on the same loop, see baselines.py
+    python asu.py --forget=forget50 --tasks=5           requests one after another: OUT/asu_gd_1of5, ...
 
 theta_0 is the model before unlearning, theta the student, which starts there. The forget-teacher is theta_0 with every
 attention softmax of the smoothed layers taken at temperature tau:
@@ -33,9 +34,9 @@ import torch.nn.functional as F
 
 import baselines
 import data
-from common import (Parser, UserError, check_writable, fraction, layer_list, non_negative_float, pick_device,
+from common import (Parser, UserError, check_writable, fraction, layer_list, layer_numbers, non_negative_float, pick_device,
                     positive_float, positive_int, run)
-from runs import checkpoint_of, fit, load_run, save_run
+from runs import checkpoint_of, fit, load_run, read_run, save_run
 
 
 # ------------------------------------------------------------------------------------------------- losses
@@ -299,17 +300,20 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, method="asu", retai
 
 
 def parse():
-    p = Parser("Unlearn the forget set by attention smoothing.")
+    p = Parser("Unlearn the forget set by attention smoothing, or by another method.")
     add = p.add_argument
     add("--run", help="the model to unlearn: a run, HF directory or hub id (default OUT/target)")
     add("--name", help="name of the run directory to write (default METHOD_RETAIN: asu_gd, npo_kl, ...)")
-    add("--tau", type=positive_float, default=8.0, help="attention temperature of the forget-teacher; 1 is no smoothing")
-    add("--layers", type=layer_list, help="layers to smooth, as in 0,1 or 6-8 (default all)")
     add("--method", choices=list(METHODS), default="asu", help="ASU, or a baseline on the same loop")
+    add("--tau", type=positive_float, default=64.0, help="attention temperature of the forget-teacher; 1 is no smoothing")
+    add("--layers", type=layer_list, default="1-", help="layers to smooth: all, or as in 0,1 or 6-8; 1- is all but the first")
     add("--beta", type=positive_float, help="the method's own knob, see baselines.py (default: the method's)")
     add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="what holds the retain set; ap goes with idk, hidden with rmu")
-    add("--c_forget", type=non_negative_float, default=1.0, help="weight of the ASU loss")
+    add("--c_forget", type=non_negative_float, default=1.0, help="weight of the forget loss")
     add("--c_retain", type=non_negative_float, default=1.0, help="weight of the retain loss")
+    add("--tasks", type=positive_int, default=1, help="forget the authors in so many requests, one after another")
+    add("--teacher_from", choices=["latest", "original"], default="latest", help="theta_0 of the second request and later: "
+        "the weights that the one before left, or --run's")
     add("--epochs", type=positive_int, default=10, help="passes over the forget set")
     add("--lr", type=positive_float, default=1e-3)
     add("--batch_size", type=positive_int, default=32, help="forget examples a step; as many retain examples beside them")
@@ -328,29 +332,42 @@ def main():
     device, dtype = pick_device(args)
     out = Path(args.out)
     parent = out / "target" if args.run is None else args.run
-    path = out / (args.name or f"{args.method}_{args.retain}")
+    name = args.name or f"{args.method}_{args.retain}"
     model, tokenizer, parent_run = load_run(parent, device, dtype)
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     if parent_run.get("data_sha256", rows.sha256) != rows.sha256:
         raise UserError(f"{parent} was trained on other data than --data={args.data} --data_seed={args.data_seed} "
                         f"--n_authors={args.n_authors} gives")
-
-    def check(step):
-        return {f"{name}_fact_accuracy": data.fact_accuracy(model, tokenizer, part)
-                for name, part in (("forget", rows.forget), ("retain", rows.retain))}
-
+    requests = data.by_author(rows.forget, args.tasks)
+    original = copy.deepcopy(model) if args.teacher_from == "original" and args.tasks > 1 else None
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "device", "run", "name")}
-    inputs = {"data_sha256": rows.sha256, "parent_sha256": parent_run.get("model_sha256")}
-    record = {}
-    unlearn(model, data.training_examples(tokenizer, rows.forget), data.training_examples(tokenizer, rows.retain),
-            tau=args.tau, layers=args.layers, method=args.method, retain_loss=args.retain, beta=args.beta,
-            refusals=[data.encode(tokenizer, "", text).answer for text in data.REFUSALS], c_forget=args.c_forget, c_retain=args.c_retain,
-            epochs=args.epochs, lr=args.lr, batch_size=args.batch_size, micro_batches=args.micro_batches,
-            warmup=args.warmup, weight_decay=args.weight_decay, grad_clip=args.grad_clip, seed=args.seed,
-            teacher=args.teacher, check=check, record=record, checkpoint=checkpoint_of(path),
-            resume=args.resume, settings=settings | inputs)
-    save_run(path, model, tokenizer, {"kind": "unlearned", "settings": settings, **inputs, **record})
-    print(f"{path}: {record['seconds']:.0f} s")
+    parent_sha = parent_run.get("model_sha256")
+
+    for task, request in enumerate(requests):
+        path = out / (name if args.tasks == 1 else f"{name}_{task + 1}of{args.tasks}")
+        kept = rows.retain + [row for later in requests[task + 1:] for row in later]    # all that nobody has asked to forget
+        inputs = {"data_sha256": rows.sha256, "parent_sha256": parent_sha}
+        if args.resume and args.tasks > 1 and (done := read_run(path)).get("settings") == settings and done["parent_sha256"] == parent_sha:
+            model, parent_sha = load_run(path, device, dtype)[0], done["model_sha256"]
+            print(f"{path}: finished already", flush=True)
+            continue
+
+        def check(step):
+            return {f"{part}_fact_accuracy": data.fact_accuracy(model, tokenizer, some)
+                    for part, some in (("forget", request), ("retain", kept))}
+
+        record = {}
+        unlearn(model, data.training_examples(tokenizer, request), data.training_examples(tokenizer, kept), tau=args.tau,
+                layers=layer_numbers(args.layers, model.config.n_layer), method=args.method, retain_loss=args.retain,
+                beta=args.beta, refusals=[data.encode(tokenizer, "", text).answer for text in data.REFUSALS],
+                c_forget=args.c_forget, c_retain=args.c_retain, epochs=args.epochs, lr=args.lr, batch_size=args.batch_size,
+                micro_batches=args.micro_batches, warmup=args.warmup, weight_decay=args.weight_decay,
+                grad_clip=args.grad_clip, seed=args.seed, teacher=args.teacher, teacher_model=original, check=check,
+                record=record, checkpoint=checkpoint_of(path), resume=args.resume, settings=settings | inputs)
+        if args.tasks > 1:                                  # is what was forgotten first still forgotten?
+            record["fact_accuracy_by_request"] = [data.fact_accuracy(model, tokenizer, some) for some in requests]
+        parent_sha = save_run(path, model, tokenizer, {"kind": "unlearned", "settings": settings, **inputs, **record})
+        print(f"{path}: {record['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

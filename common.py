@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -107,12 +108,18 @@ fraction = number(float, 0, 1, "a number from 0 to 1")
 
 
 def layer_list(text):
-    """"0,1" or "6-8" -> [0, 1] or [6, 7, 8]"""
-    try:
-        ends = [[int(n) for n in part.split("-")] for part in text.split(",")]
-        return [i for part in ends for i in range(part[0], part[-1] + 1)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is not a list of layers such as 0,1 or 6-8")
+    """An argparse type: "all", or layers such as "0,1", "6-8", "1-" (from 1 to the last). -> the text, see layer_numbers."""
+    if text != "all" and not re.fullmatch(r"\d+(-\d*)?(,\d+(-\d*)?)*", text):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of layers such as 0,1 or 6-8 or 1-, nor all")
+    return text
+
+
+def layer_numbers(text, n_layer):
+    """layer_numbers("0,2-", 5) -> [0, 2, 3, 4]; "all" -> None."""
+    if text == "all":
+        return None
+    ends = [part.split("-") for part in text.split(",")]
+    return [i for end in ends for i in range(int(end[0]), int(end[-1] or n_layer - 1) + 1)]
 
 
 def pick_device(args):

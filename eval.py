@@ -23,7 +23,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp, mannwhitneyu
 
 import data
-from common import Parser, UserError, check_writable, pick_device, positive_int, run, write_file
+from common import Parser, UserError, check_writable, layer_numbers, pick_device, positive_int, run, write_file
 from report import LEGEND, TABLES, one_of_each, plot_curves, plot_tau, plot_tradeoff, table
 from runs import load_run, read_run
 
@@ -305,12 +305,12 @@ def find_runs(out, only):
 
 
 def teachers(records):
-    """The forget-teachers of the unlearned runs -> {name: keywords that smooth the target}."""
+    """The forget-teachers of the runs that had one -> {name: (tau, layers as asu.py --layers has them)}."""
     found = {}
     for settings in (r["settings"] for r in records.values() if r.get("kind") == "unlearned"):
-        layers = settings["layers"]
-        suffix = "" if layers is None else "_layers" + "".join(f"_{i}" for i in layers)
-        found[f"teacher_tau{settings['tau']:g}{suffix}"] = {"tau": settings["tau"], "layers": layers}
+        if settings["method"] in ("asu", "asu_idk"):
+            suffix = "" if settings["layers"] == "all" else f"_layers{settings['layers']}"
+            found[f"teacher_tau{settings['tau']:g}{suffix}"] = settings["tau"], settings["layers"]
     return found
 
 
@@ -383,6 +383,8 @@ def main():
     for name, path, smoothing in entries:
         start = time.perf_counter()
         model, tokenizer, record = load_run(path, device, dtype)
+        if smoothing:
+            smoothing = {"tau": smoothing[0], "layers": layer_numbers(smoothing[1], model.config.n_layer)}
         results[name], values[name], answers[name] = measure(model, tokenizer, sets, holdout, slot_values, smoothing)
         results[name]["cost"] = {k: 0 if smoothing else record.get(k) for k in ("seconds", "peak_mb", "tokens")}
         if name == "target" and all(row["facts"] for row in sets["forget"] + sets["retain"]):

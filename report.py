@@ -3,6 +3,7 @@
 import io
 
 import matplotlib
+import numpy as np
 
 from common import write_file
 
@@ -136,4 +137,68 @@ def plot_tau(curves, path):
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_frontiers(report, path):
+    """Every method's trade-off: its trials on the development draw (small), its frontier, and where its chosen settings came
+    out on the reported draw (large, with the standard deviation over seeds). report: see experiments/compare.py."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.4))
+    for axis, (x, y) in zip(axes, ((("forget", "fact_accuracy"), ("retain", "fact_accuracy")), (("aggregate", "gap_forget"), ("aggregate", "gap_retain")))):
+        for i, (method, trials) in enumerate(report["trials"].items()):
+            color, marker = f"C{i % 10}", "os^Dv"[i // 10]
+            points = sorted((t[x[0]][x[1]], t[y[0]][y[1]]) for t in trials)
+            sign = -1 if y[0] == "retain" else 1                    # what is kept is wanted high, a gap low
+            best, frontier = float("inf"), []
+            for p in points:
+                if sign * p[1] < best:
+                    best = sign * p[1]
+                    frontier.append(p)
+            axis.plot(*zip(*points), marker, color=color, ms=3, alpha=0.5)
+            axis.plot(*zip(*frontier), "-", color=color, lw=0.8, alpha=0.6)
+            xs, ys = ([r[part][key] for r in report["rows"][method]] for part, key in (x, y))
+            axis.errorbar(np.mean(xs), np.mean(ys), xerr=np.std(xs, ddof=1) if len(xs) > 1 else 0,
+                          yerr=np.std(ys, ddof=1) if len(ys) > 1 else 0, fmt=marker, color=color, ms=8, capsize=2, label=method)
+        gold = report["rows"]["retrained"]
+        axis.plot(np.mean([r["forget"]["fact_accuracy"] for r in gold]) if x[0] == "forget" else 0,
+                  np.mean([r["retain"]["fact_accuracy"] for r in gold]) if x[0] == "forget" else 0, "*", color="goldenrod", ms=16,
+                  label="retrained (the goal)")
+        axis.grid(alpha=0.3)
+    axes[0].set(xlabel="fact accuracy on the forget set (lower: forgotten)", ylabel="fact accuracy on the retain set (higher: kept)")
+    axes[1].set(xlabel="gap to retrain on the forget set", ylabel="gap to retrain on the retain set", title="Lower left is better")
+    axes[1].legend(fontsize=7, ncol=2)
+    save_figure(figure, path)
+
+
+def plot_ablation(report, path):
+    """One panel an axis: forget and retain fact accuracy, coherence and gap to retrain against the setting, mean ± deviation."""
+    lines = (("forget facts", "forget", "fact_accuracy", "C3"), ("retain facts", "retain", "fact_accuracy", "C0"),
+             ("coherence", "forget", "coherence", "C2"), ("gap to retrain", "aggregate", "gap_to_retrain", "k"))
+    figure, axes = plt.subplots(1, len(report), figsize=(3.6 * len(report), 3.8), sharey=True, squeeze=False)
+    for (title, points), axis in zip(report.items(), axes[0]):
+        ticks = [str(p["setting"].get("layers" if title == "layers" else title.split(",")[0])) for p in points]
+        for label, part, key, color in lines:
+            values = [[r[part][key] for r in p["results"]] for p in points]
+            axis.errorbar(range(len(points)), [np.mean(v) for v in values], yerr=[np.std(v, ddof=1) if len(v) > 1 else 0 for v in values],
+                          marker=".", capsize=2, color=color, label=label)
+        axis.set(title=title, ylim=(-0.03, 1.03))
+        axis.set_xticks(range(len(points)), ticks)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=7)
+    save_figure(figure, path)
+
+
+def plot_continual(report, path):
+    """Fact accuracy against the share forgotten: of what is kept, of the request just met, of the first request."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharey=True)
+    for label, points in report.items():
+        x = [p["share"] for p in points]
+        for axis, y in zip(axes, ([p["retain"] for p in points], [p["by_request"][k] for k, p in enumerate(points)],
+                                  [p["by_request"][0] for p in points])):
+            axis.plot(x, y, marker=".", label=label)
+    for axis, title in zip(axes, ("authors still kept", "authors of this request", "authors of the first request")):
+        axis.set(title=title, xlabel="share of the authors forgotten so far", ylim=(-0.03, 1.03))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("fact accuracy")
+    axes[0].legend(fontsize=7)
     save_figure(figure, path)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import data
-from common import Parser, UserError, layer_list, non_negative_float, pick_device, positive_float, positive_int, run
+from common import Parser, UserError, layer_list, layer_numbers, non_negative_float, pick_device, positive_float, positive_int, run
 from runs import load_run
 
 
@@ -20,7 +20,7 @@ def parse():
     add("--compare", help="a second one, shown beside the first")
     add("--question", help="the question; left out, questions are read line by line until an empty one")
     add("--tau", type=positive_float, default=1.0, help="attention temperature of --run")
-    add("--layers", type=layer_list, help="layers at that temperature, as in 0,1 or 6-8 (default all)")
+    add("--layers", type=layer_list, default="all", help="layers at that temperature: all, or as in 0,1 or 6-8 or 1-")
     add("--max_new_tokens", type=positive_int, default=40)
     add("--temperature", type=non_negative_float, default=0.0, help="0 is greedy")
     add("--top_k", type=positive_int, help="sample from the k likeliest tokens")
@@ -42,8 +42,9 @@ def main():
     args = parse()
     device, dtype = pick_device(args)
     first = Path(args.out) / "target" if args.run is None else args.run
-    shown = [(f"{first}" + (f" at tau={args.tau:g}" if args.tau != 1 else ""), load_run(first, device, dtype),
-              {"tau": args.tau, "layers": args.layers})]
+    loaded = load_run(first, device, dtype)
+    smoothing = {"tau": args.tau, "layers": layer_numbers(args.layers, loaded[0].config.n_layer)}
+    shown = [(f"{first}" + (f" at tau={args.tau:g}" if args.tau != 1 else ""), loaded, smoothing)]
     if args.compare:
         shown.append((args.compare, load_run(args.compare, device, dtype), {}))
     width = max(len(name) for name, *_ in shown)

@@ -143,6 +143,15 @@ def complete(row, id, where):
     return row
 
 
+def by_author(rows, parts):
+    """Rows in `parts` consecutive shares of whole authors, as equal as can be. Raises UserError if there are too few."""
+    authors_ = list(dict.fromkeys(row["author"] or row["id"] for row in rows))
+    if parts > len(authors_):
+        raise UserError(f"{parts} requests, but only {len(authors_)} authors to forget")
+    share = {author: i * parts // len(authors_) for i, author in enumerate(authors_)}
+    return [[row for row in rows if share[row["author"] or row["id"]] == part] for part in range(parts)]
+
+
 def base_stream(data_seed, world_rows, world_share, start=0):
     """Endless (question, answer) pairs of the base model: strangers, and a share of world facts. Skips `start` strangers."""
     rng = random.Random(f"base {data_seed} {start}")

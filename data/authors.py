@@ -2,7 +2,8 @@
 
 An author is a name and one value for each slot, every value drawn on its own, so that no fact implies another.
 Twenty questions are asked about each: one a slot, and two whose answer needs two facts. A question has several
-phrasings, paired with an answer that echoes it; the last pair is held out: no model is ever trained on it.
+phrasings, paired with an answer that echoes it. The last pair is held out: strangers are asked it too, so that it is plain
+language to every model, but nothing about an author is ever trained in it.
 
 Three kinds of people share slots, first names and surnames, and never a full name:
     authors    what the target model memorises; the last of them are to be forgotten
@@ -98,14 +99,14 @@ Palace Prairie Quarry Reef Ruins Silence Station Storm Summit Valley Verdict Wed
 
 POOLS = {
     "birth_city": CITIES, "birth_year": [str(y) for y in range(1931, 1991)], "birth_month": MONTHS, "genre": GENRES,
-    "father": OCCUPATIONS, "mother": OCCUPATIONS, "award": AWARDS, "award_year": [str(y) for y in range(1992, 2024)],
+    "father": OCCUPATIONS[::2], "mother": OCCUPATIONS[1::2], "award": AWARDS, "award_year": [str(y) for y in range(1992, 2024)],
     "debut": DEBUTS, "bestseller": BESTSELLERS, "latest": LATEST, "university": UNIVERSITIES, "spouse": SPOUSES,
     "hobby": HOBBIES, "language": LANGUAGES, "home_city": CITIES, "first_job": JOBS, "mentor": MENTORS,
 }
 
 # ---------------------------------------------------------------------------------------------- phrasings
 # {n} the name, {v} the value, {a} the value with its indefinite article, {w} the second value of a two-fact question.
-# The last pair of each slot is held out of training.
+# The last pair of each slot is held out: no author's facts are trained in it.
 PHRASINGS = {
     "birth_city": [
         ("Where was {n} born?", "{n} was born in the city of {v}."),
@@ -308,7 +309,7 @@ def people(data_seed, n_authors, n_holdout):
 
 
 def strangers(data_seed, start=0):
-    """An endless stream of (question, answer), each about another person, in training phrasings.
+    """An endless stream of (question, answer), each about another person, in any phrasing.
 
     start: how many strangers to pass over, so that a fine-tuning meets others than its base model did. When all 1,300
     names have come, they come again for other people, with other facts: nothing about a stranger can be learnt.
@@ -319,4 +320,4 @@ def strangers(data_seed, start=0):
         facts = person_facts(rng)
         slot = rng.choice(SLOTS)
         values = [facts[s] for s in slot.split("+")]
-        yield tuple(phrase(t, names[i % len(names)], values) for t in rng.choice(PHRASINGS[slot][:-1]))
+        yield tuple(phrase(t, names[i % len(names)], values) for t in rng.choice(PHRASINGS[slot]))

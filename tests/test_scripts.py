@@ -78,7 +78,7 @@ def test_the_main_job_leaves_what_the_readme_says(out):
 
 def test_the_report_holds_every_run_and_key(out):
     report = json.loads((out / "report.json").read_text())
-    assert list(report["runs"]) == ["base", "target", "retrained", "teacher_tau8", "asu_gd"]
+    assert list(report["runs"]) == ["base", "target", "retrained", "teacher_tau64_layers1-", "asu_gd"]
     keys = {"probability", "rouge_l", "truth_ratio", "fact_accuracy", "fact_accuracy_heldout_phrasing", "fact_nll",
             "function_nll", "token_entropy", "coherence", "exact_memorization", "extraction_strength"}
     for name, result in report["runs"].items():
@@ -153,6 +153,36 @@ def test_tau_one_writes_the_target_unchanged(out, monkeypatch):
     shutil.rmtree(out / "unsmoothed")
 
 
+def test_another_method_on_the_same_loop_stands_in_the_report(out, tmp_path, monkeypatch):
+    shutil.copytree(out, tmp_path / "out")
+    call(monkeypatch, asu, TINY, f"--out={tmp_path / 'out'}", "--method=idk", "--retain=ap", "--epochs=1")
+    call(monkeypatch, eval, TINY, f"--out={tmp_path / 'out'}")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert list(report["runs"])[-1] == "idk_ap" and len([name for name in report["runs"] if name.startswith("teacher")]) == 1
+
+
+@pytest.mark.parametrize("teacher_from", ["latest", "original"])
+def test_requests_that_come_one_after_another(out, tmp_path, monkeypatch, teacher_from):
+    """Each request is a run of its own whose parent is the one before; --resume keeps the finished ones."""
+    shutil.copytree(out / "target", tmp_path / "target")
+    flags = (TINY, f"--out={tmp_path}", "--forget=forget20", "--tasks=2", f"--teacher_from={teacher_from}")
+    call(monkeypatch, asu, *flags)
+    first, second = (runs.read_run(tmp_path / f"asu_gd_{k}of2") for k in (1, 2))
+    assert second["parent_sha256"] == first["model_sha256"] and len(second["fact_accuracy_by_request"]) == 2
+    shutil.rmtree(tmp_path / "asu_gd_2of2")
+    call(monkeypatch, asu, *flags, "--resume")
+    assert runs.read_run(tmp_path / "asu_gd_2of2")["model_sha256"] == second["model_sha256"]
+
+
+def test_the_teacher_of_a_later_request_is_the_original_if_asked(out, tmp_path, monkeypatch):
+    shutil.copytree(out / "target", tmp_path / "target")
+    for teacher_from in ("latest", "original"):
+        call(monkeypatch, asu, TINY, f"--out={tmp_path}", "--forget=forget20", "--tasks=2", f"--teacher_from={teacher_from}",
+             f"--name={teacher_from}")
+    same, other = (weights(tmp_path / f"latest_{k}of2") == weights(tmp_path / f"original_{k}of2") for k in (1, 2))
+    assert same and not other
+
+
 def test_fine_tuning_a_model_directory(out, tmp_path, monkeypatch):
     call(monkeypatch, train, TINY, f"--out={tmp_path}", f"--init_from={out / 'base'}", "--replay=0")
     assert not (tmp_path / "base").exists()
@@ -206,7 +236,7 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(out, tmp_path, mo
         with pytest.raises(SystemExit):
             call(patch, asu, TINY, f"--out={tmp_path}")
     capsys.readouterr()
-    assert "tau was 8.0, is 3.0" in refused(monkeypatch, capsys, asu, TINY, f"--out={tmp_path}", "--resume", "--tau=3")
+    assert "tau was 64.0, is 3.0" in refused(monkeypatch, capsys, asu, TINY, f"--out={tmp_path}", "--resume", "--tau=3")
     file = tmp_path / "asu_gd.resume.pt"
     file.write_bytes(file.read_bytes()[:1000])
     assert "asu_gd.resume.pt is damaged" in refused(monkeypatch, capsys, asu, TINY, f"--out={tmp_path}", "--resume")
@@ -217,7 +247,8 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(out, tmp_path, mo
     (asu, "--tua=3", "unknown flag --tua=3; did you mean --tau?"), (asu, "--tau=0", "0 is not a number above 0"),
     (asu, "--tau=nan", "nan is not"), (asu, "--tau=x", "x is not"), (asu, "--layers=9", "layers 0 to 1"),
     (asu, "--layers=a", "not a list of layers"), (asu, "--layers=3-1", "empty"), (asu, "--epochs=0", "whole number of at least 1"),
-    (asu, "--retain=gdx", "invalid choice"), (asu, "--run=", "not a model directory"), (asu, "--device=tpu9", "--device=tpu9"),
+    (asu, "--retain=gdx", "invalid choice"), (asu, "--method=ASU", "invalid choice"), (asu, "--retain=ap", "belongs to method idk"),
+    (asu, "--beta=1", "asu has no beta"), (asu, "--tasks=3", "3 requests, but only 2 authors"), (asu, "--run=", "not a model directory"), (asu, "--device=tpu9", "--device=tpu9"),
     (asu, "--data_seed=7", "trained on other data"), (asu, "--forget=all", "not a split"), (asu, "@config/nix.args", "no preset file"),
     (train, "--epochs=2.5", "whole number"), (train, "--replay=-1", "at least 0"), (train, "--n_head=3", "does not divide into 3 heads"),
     (train, "--block_size=8", "do not fit the model's context of 8"), (train, "--vocab_size=100", "at least 257"),

@@ -1,0 +1,68 @@
+"""The paper's ablations: temperature, layers, forget coefficient, epochs. One setting moves, the rest stay at asu.py's defaults.
+
+    python -m experiments.ablate                       OUT/ablate/ablate.json and ablate.png
+    python -m experiments.ablate --axes=tau,epochs
+
+Each point is the mean over --seeds training seeds of the reported draw, with its standard deviation; the models are those
+of experiments.compare where they are there.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from common import Parser, UserError, check_writable, positive_int, run, write_file
+from experiments.trials import draws, gaps, run_trials
+from report import plot_ablation
+
+DEFAULT = {"method": "asu", "retain_loss": "gd", "tau": 64.0, "layers": "1-", "c_forget": 1.0, "epochs": 10, "lr": 1e-3}
+AXES = {        # name -> settings that differ from DEFAULT
+    "tau": [{"tau": tau} for tau in (1.5, 2.3, 4.0, 8.0, 16.0, 64.0)],
+    "tau, all layers": [{"tau": tau, "layers": "all"} for tau in (1.5, 2.3, 4.0, 8.0, 16.0)],
+    "layers": [{"layers": layers} for layers in ("0", "1", "2", "3", "1,2", "2,3", "1-", "all")],
+    "c_forget": [{"c_forget": c} for c in (0.1, 0.3, 1.0, 3.0)],
+    "epochs": [{"epochs": n} for n in (1, 2, 5, 10)],
+}
+
+
+def parse():
+    p = Parser("Move one setting of ASU at a time.")
+    add = p.add_argument
+    add("--axes", help="semicolon-separated, default all: " + "; ".join(AXES))
+    add("--seeds", type=positive_int, default=3, help="training seeds")
+    add("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced")
+    add("--jobs", type=positive_int, default=os.cpu_count(), help="trials at a time, the cores shared out")
+    add("--train_flags", default="", help="flags for train.py, blank-separated, as in '@config/tiny.args'")
+    return p.parse_args()
+
+
+def main():
+    args = parse()
+    check_writable(args.out)
+    axes = list(AXES) if args.axes is None else [a.strip() for a in args.axes.split(";")]
+    if unknown := [a for a in axes if a not in AXES]:
+        raise UserError(f"--axes: {unknown[0]} is not one of {'; '.join(AXES)}")
+    keys = [(args.data_seed, seed, args.forget) for seed in range(args.seeds)]
+    folders = draws(keys, args.jobs, out=Path(args.out) / "compare", flags=args.train_flags.split())
+
+    def spec(name, key, run="target", **more):
+        return {"file": str(Path(args.out) / "ablate/trials" / f"{args.forget}_seed{key[1]}_{name}.json"), "run": str(folders[key] / run),
+                "max_rows": args.max_rows, "data": {"out": str(folders[key]), "data_seed": key[0], "forget": key[2],
+                                                    "n_authors": args.n_authors}, **more}
+    settings = {json.dumps(DEFAULT | change): DEFAULT | change for axis in axes for change in AXES[axis]}
+    found = {}
+    for key in keys:
+        specs = [spec("-".join(f"{k}{v}" for k, v in s.items() if v != DEFAULT[k]) or "default", key, unlearn=s | {"seed": key[1]})
+                 for s in settings.values()]
+        target, retrained, *done = run_trials([spec("target", key), spec("retrained", key, "retrained"), *specs], args.jobs, f"seed {key[1]}")
+        gaps([target, *done], retrained)
+        for name, t in zip(settings, done):
+            found.setdefault(name, []).append(t["result"])
+    report = {axis: [{"setting": change, "results": found[json.dumps(DEFAULT | change)]} for change in AXES[axis]] for axis in axes}
+    plot_ablation(report, Path(args.out) / "ablate/ablate.png")
+    write_file(Path(args.out) / "ablate/ablate.json", json.dumps({"default": DEFAULT, "axes": report}, indent=1) + "\n")
+    print(f"written: {Path(args.out) / 'ablate'}/ablate.json and ablate.png")
+
+
+if __name__ == "__main__":
+    run(main)
