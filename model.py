@@ -51,6 +51,10 @@ class ModelConfig:
         if self.head_dim % 2:
             raise UserError(f"head_dim={self.head_dim} is odd; rotary positions turn pairs")
 
+    @property
+    def eos_ids(self):
+        return as_list(self.eos_id)
+
 
 # ---------------------------------------------------------------------------------------------- attention
 def attention_scales(tau, layers, n_layer, n_head, hs):
@@ -262,7 +266,7 @@ class Transformer(nn.Module):
         seed gives the same draw. eos_id: one or several, default the config's. use_cache=False recomputes everything at every token.
         """
         c, device = self.config, self.device
-        stops = torch.tensor(as_list(c.eos_id if eos_id is None else eos_id), dtype=torch.long, device=device)
+        stops = torch.tensor(c.eos_ids if eos_id is None else as_list(eos_id), dtype=torch.long, device=device)
         T = max(map(len, prompts))
         if min(map(len, prompts)) == 0:
             raise UserError("an empty prompt has nothing to continue")
@@ -306,7 +310,8 @@ class Transformer(nn.Module):
         save_file(state, aside, metadata={"format": "pt"})
         aside.replace(dir / "model.safetensors")
         dtype = str(self.dtype).removeprefix("torch.")
-        write_file(dir / "config.json", json.dumps(config | {"dtype": dtype, "torch_dtype": dtype}, indent=1))
+        config |= {"dtype": dtype, "torch_dtype": dtype}        # transformers 5's name and 4's
+        write_file(dir / "config.json", json.dumps(config, indent=1))
 
     @classmethod
     def from_pretrained(cls, dir_or_hub_id, device="cpu", dtype=None):
@@ -350,7 +355,8 @@ HF_KEYS = {"vocab_size": "vocab_size", "block_size": "max_position_embeddings", 
 COUNTS = ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "head_dim")
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 # What transformers' config classes assume of a key that config.json leaves out.
-DEFAULTS = {"llama": {"max_position_embeddings": 2048},
+DEFAULTS = {"all": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False},
+            "llama": {"max_position_embeddings": 2048},
             "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
             "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False}}
 ROPE_NUMBERS = {"linear": ["factor"],
@@ -374,7 +380,7 @@ def from_hf(hf, where):
 
     Rotary settings stand in `rope_scaling` and `rope_theta`, or in one dict `rope_parameters` (transformers 5).
     """
-    hf = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False} | DEFAULTS.get(hf.get("model_type"), {}) | hf
+    hf = DEFAULTS["all"] | DEFAULTS.get(hf.get("model_type"), {}) | hf
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     refused = {
@@ -389,11 +395,13 @@ def from_hf(hf, where):
     }
     for key, bad in refused.items():
         if bad:
-            raise UserError(f"{where}: {key}={hf.get(key) or rope} is not supported; it would change the model's mathematics")
+            found = hf.get(key) or rope
+            raise UserError(f"{where}: {key}={found} is not supported; it would change the model's mathematics")
     values = {ours: hf[theirs] for ours, theirs in HF_KEYS.items() if hf.get(theirs) is not None}
     values["rope_theta"] = rope.get("rope_theta", hf["rope_theta"])
     values["rope_scaling"] = {"rope_type": rope_type} | {k: rope.get(k) for k in ROPE_NUMBERS[rope_type]} \
         if rope_type in ROPE_NUMBERS else None
+    values["tie_weights"] = bool(hf["tie_word_embeddings"])
     values.setdefault("n_kv_head", values.get("n_head"))
     missing = [HF_KEYS[k] for k in COUNTS if k != "head_dim" and values.get(k) is None]
     if missing:
@@ -401,7 +409,8 @@ def from_hf(hf, where):
     for key in COUNTS:
         if key in values and (type(values[key]) is not int or values[key] < 1):
             raise UserError(f"{where}: {HF_KEYS[key]}={values[key]!r} is not a whole number above 0")
-    for key, x in ({"rms_norm_eps": values["norm_eps"], "rope_theta": values["rope_theta"]} | (values["rope_scaling"] or {})).items():
+    numbers = {"rms_norm_eps": values.get("norm_eps"), "rope_theta": values["rope_theta"]} | (values["rope_scaling"] or {})
+    for key, x in numbers.items():
         if key != "rope_type" and (type(x) not in (int, float) or not 0 < x < math.inf):
             raise UserError(f"{where}: {key}={x!r} is not a number above 0")
     if not all(type(i) is int for i in as_list(values.get("eos_id"))):

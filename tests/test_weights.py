@@ -241,12 +241,13 @@ def test_a_missing_shard_or_a_lying_index_is_refused(sharded):
     ({"quantization_config": {"bits": 4}}, "quantization_config=.*4"),
     ({"hidden_size": None, "vocab_size": None}, "config.json: no vocab_size, hidden_size"),
     ({"hidden_size": "32"}, "hidden_size='32' is not a whole number"), ({"num_hidden_layers": -1}, "num_hidden_layers=-1 is not"),
-    ({"rms_norm_eps": "small"}, "rms_norm_eps='small'"), ({"eos_token_id": "</s>"}, "eos_token_id='</s>' is neither"),
+    ({"rms_norm_eps": "small"}, "rms_norm_eps='small'"), ({"rms_norm_eps": None}, "rms_norm_eps=None"), ({"eos_token_id": "</s>"}, "eos_token_id='</s>' is neither"),
     ({"num_key_value_heads": 3}, "config.json: 4 heads cannot share 3"), ({"head_dim": 7}, "config.json: head_dim=7 is odd"),
     ({"intermediate_size": 65}, r"weight layers.0.mlp.down_proj.weight is \(32, 64\), config.json asks for \(32, 65\)"),
     ({"num_hidden_layers": 3}, "weight layers.2.input_layernorm.weight is missing, config.json asks for"),
     ({"num_hidden_layers": 1}, "weight layers.1.* has no place in the model that config.json describes"),
     ({"tie_word_embeddings": False}, "weight lm_head.weight is missing"),
+    ({"tie_word_embeddings": None}, "weight lm_head.weight is missing"),
     ({"attention_bias": True}, "self_attn.k_proj.bias is missing")])
 def test_configs_that_lie_or_would_change_the_mathematics_are_refused(tmp_path, model, changes, message):
     model.save_pretrained(tmp_path)
