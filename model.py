@@ -1,11 +1,12 @@
 """The Llama-family transformer, with one thing added: the temperature tau of its attention softmax.
 
-RMSNorm, rotary positions, SwiGLU, grouped-query attention, tied or untied head, optional q/k/v bias. Module names are HF's,
-so a state dict is an HF checkpoint. This file knows nothing of unlearning.
+RMSNorm, rotary positions, SwiGLU, grouped-query attention, tied or untied head, optional attention biases. Module names are
+HF's, so a state dict is an HF checkpoint. This file knows nothing of unlearning.
 
 Shapes: B batch, T time, S time of the keys, C = n_embd, nh heads, nkv key/value heads, hs = C / nh, V vocabulary.
 """
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -31,11 +32,14 @@ class ModelConfig:
     n_hidden: int = 384             # width of the SwiGLU
     head_dim: int = 0               # 0: n_embd / n_head
     rope_theta: float = 10000.0
+    rope_scaling: dict | None = None    # HF's: {"rope_type": "llama3", "factor": ..., ...}, see rope_frequencies
     norm_eps: float = 1e-5
     tie_weights: bool = True
     qkv_bias: bool = False          # Qwen2
+    o_bias: bool = False            # beside qkv_bias: what Llama's attention_bias means
     init_std: float = 0.06          # of new weights; GPT-2's 0.02 suits widths of 768 and learns slowly at 128
-    eos_id: int | None = None
+    bos_id: int | None = None
+    eos_id: int | list | None = None    # a list: any of them ends a text (Llama 3)
     model_type: str = "llama"       # what HF calls it: llama, mistral, qwen2
 
     def __post_init__(self):
@@ -44,6 +48,12 @@ class ModelConfig:
         if self.n_head % self.n_kv_head:
             raise UserError(f"{self.n_head} heads cannot share {self.n_kv_head} key/value heads evenly")
         self.head_dim = self.head_dim or self.n_embd // self.n_head
+        if self.head_dim % 2:
+            raise UserError(f"head_dim={self.head_dim} is odd; rotary positions turn pairs")
+
+    @property
+    def eos_ids(self):
+        return as_list(self.eos_id)
 
 
 # ---------------------------------------------------------------------------------------------- attention
@@ -91,6 +101,23 @@ def rotate(x, cos, sin):
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1)
 
 
+def rope_frequencies(c, device=None):
+    """Radians each pair of a head turns from one position to the next -> (hs/2,), float32.
+
+    rope_scaling stretches positions to reach past the length of pre-training: "linear" all alike (arXiv 2306.15595);
+    "llama3" (Llama 3.1) only pairs that turn fewer than low_freq_factor times in the original context, keeps those that
+    turn more than high_freq_factor times, and blends in between.
+    """
+    frequency = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, device=device).float() / c.head_dim)
+    if c.rope_scaling is None:
+        return frequency
+    keep, s = 0.0, c.rope_scaling
+    if s["rope_type"] == "llama3":
+        turns = s["original_max_position_embeddings"] * frequency / (2 * math.pi)
+        keep = ((turns - s["low_freq_factor"]) / (s["high_freq_factor"] - s["low_freq_factor"])).clamp(0, 1)
+    return frequency * (keep + (1 - keep) / s["factor"])
+
+
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
@@ -98,7 +125,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(c.n_embd, c.n_head * c.head_dim, bias=c.qkv_bias)
         self.k_proj = nn.Linear(c.n_embd, c.n_kv_head * c.head_dim, bias=c.qkv_bias)
         self.v_proj = nn.Linear(c.n_embd, c.n_kv_head * c.head_dim, bias=c.qkv_bias)
-        self.o_proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=False)
+        self.o_proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=c.o_bias)
 
     def forward(self, x, rope, scale, mask, cache, explicit):
         B, T, _ = x.shape
@@ -228,9 +255,7 @@ class Transformer(nn.Module):
 
     def rope(self, position):
         """position (..., T) -> cos, sin (..., T, hs/2), worked out in float32."""
-        hs = self.config.head_dim
-        frequency = self.config.rope_theta ** (-torch.arange(0, hs, 2, device=position.device).float() / hs)
-        angle = position[..., None].float() * frequency
+        angle = position[..., None].float() * rope_frequencies(self.config, position.device)
         return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
     @torch.no_grad()
@@ -239,10 +264,10 @@ class Transformer(nn.Module):
         """Continue prompts of unequal length (lists of ids) in one batch -> lists of new ids, without the EOS.
 
         temperature 0 is greedy, else samples from softmax(logits / temperature), from the top_k tokens if given; the same
-        seed gives the same draw. eos_id: default the config's. use_cache=False recomputes everything at every token.
+        seed gives the same draw. eos_id: one or several, default the config's. use_cache=False recomputes everything at every token.
         """
         c, device = self.config, self.device
-        eos_id = c.eos_id if eos_id is None else eos_id
+        stops = torch.tensor(c.eos_ids if eos_id is None else as_list(eos_id), dtype=torch.long, device=device)
         T = max(map(len, prompts))
         if min(map(len, prompts)) == 0:
             raise UserError("an empty prompt has nothing to continue")
@@ -268,17 +293,16 @@ class Transformer(nn.Module):
                 token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
             idx = torch.cat((idx, token[:, None]), 1)
             seen = torch.cat((seen, ~done[:, None]), 1)
-            if eos_id is not None:
-                done = done | (token == eos_id)
-                if done.all():
-                    break
-        rows = idx[:, T:].tolist()
-        return [row[:row.index(eos_id)] if eos_id in row else row for row in rows]
+            done = done | torch.isin(token, stops)
+            if done.all():
+                break
+        stops = stops.tolist()
+        return [list(itertools.takewhile(lambda token: token not in stops, row)) for row in idx[:, T:].tolist()]
 
     # ------------------------------------------------------------------------------------------- HF files
     def save_pretrained(self, dir):
         """Write config.json and model.safetensors as HF's AutoModelForCausalLM reads them."""
-        dir = Path(dir)
+        dir, config = Path(dir), to_hf(self.config)
         dir.mkdir(parents=True, exist_ok=True)
         state = {k if k.startswith("lm_head") else f"model.{k}": v.contiguous() for k, v in self.state_dict().items()}
         if self.config.tie_weights:
@@ -287,7 +311,8 @@ class Transformer(nn.Module):
         save_file(state, aside, metadata={"format": "pt"})
         aside.replace(dir / "model.safetensors")
         dtype = str(self.dtype).removeprefix("torch.")
-        write_file(dir / "config.json", json.dumps(to_hf(self.config) | {"dtype": dtype, "torch_dtype": dtype}, indent=1))
+        config |= {"dtype": dtype, "torch_dtype": dtype}        # transformers 5's name and 4's
+        write_file(dir / "config.json", json.dumps(config, indent=1))
 
     @classmethod
     def from_pretrained(cls, dir_or_hub_id, device="cpu", dtype=None):
@@ -296,55 +321,74 @@ class Transformer(nn.Module):
         Raises ValueError naming the file and what is wrong: missing, truncated, another architecture, other shapes.
         """
         dir = local_dir(dir_or_hub_id)
-        config = from_hf(read_json(dir / "config.json"), dir / "config.json")
+        config = read_config(dir)
         with torch.device("meta"):
             model = cls(config)
-        state = {}
-        for file in weight_files(dir):
-            try:
-                with safe_open(file, "pt", device=str(device)) as f:
-                    state |= {k.removeprefix("model."): f.get_tensor(k) for k in f.keys() if "rotary_emb" not in k}
-            except (SafetensorError, OSError) as e:
-                raise UserError(f"{file} is truncated or not a safetensors file ({e})") from e
+        state = read_weights(dir, device)
         if config.tie_weights and "embed_tokens.weight" in state:
             state["lm_head.weight"] = state["embed_tokens.weight"]
         expected = model.state_dict()
         for name in sorted(expected.keys() | state.keys()):
             have, want = (tuple(s[name].shape) if name in s else "missing" for s in (state, expected))
             if have != want:
-                raise UserError(f"{dir}: weight {name} is {have}, config.json asks for {want}")
-        state = {k: v.to(dtype) if dtype else v for k, v in state.items()}
-        model.load_state_dict(state, assign=True)
+                raise UserError(f"{dir}: weight {name} is {have}, config.json asks for {want}" if name in expected else
+                                f"{dir}: weight {name} has no place in the model that config.json describes")
+            if state[name].dtype not in DTYPES:
+                raise UserError(f"{dir}: weight {name} is {state[name].dtype}; quantised weights are not supported")
+        dtype = dtype or state["embed_tokens.weight"].dtype
+        model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, assign=True)
         if config.tie_weights:
             model.lm_head.weight = model.embed_tokens.weight
         return model.requires_grad_(True)
 
 
+def as_list(ids):
+    """None, an id or a list of ids, as HF writes EOS -> a list of ids"""
+    return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HF_KEYS = {"vocab_size": "vocab_size", "block_size": "max_position_embeddings", "n_layer": "num_hidden_layers",
            "n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads", "n_embd": "hidden_size",
            "n_hidden": "intermediate_size", "head_dim": "head_dim", "norm_eps": "rms_norm_eps",
-           "tie_weights": "tie_word_embeddings", "eos_id": "eos_token_id", "rope_theta": "rope_theta",
-           "model_type": "model_type"}
+           "tie_weights": "tie_word_embeddings", "bos_id": "bos_token_id", "eos_id": "eos_token_id",
+           "rope_theta": "rope_theta", "rope_scaling": "rope_scaling", "model_type": "model_type"}
+COUNTS = ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "head_dim")
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+# What transformers' config classes assume of a key that config.json leaves out.
+DEFAULTS = {"all": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False},
+            "llama": {"max_position_embeddings": 2048},
+            "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+            "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False}}
+ROPE_NUMBERS = {"linear": ["factor"],
+                "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}
 
 
 def to_hf(c):
-    """ModelConfig -> the dict of an HF config.json."""
+    """ModelConfig -> the dict of an HF config.json, which transformers 4 reads as well as 5."""
+    biases = {"llama": (c.o_bias, c.o_bias), "mistral": (False, False), "qwen2": (True, False)}[c.model_type]
+    if (c.qkv_bias, c.o_bias) != biases:
+        raise UserError(f"qkv_bias={c.qkv_bias}, o_bias={c.o_bias}: HF's {c.model_type} has no such model")
     hf = {theirs: getattr(c, ours) for ours, theirs in HF_KEYS.items()}
-    hf |= {"architectures": [ARCHITECTURES[c.model_type]], "hidden_act": "silu", "bos_token_id": None, "sliding_window": None}
+    hf |= {"architectures": [ARCHITECTURES[c.model_type]], "hidden_act": "silu", "sliding_window": None}
     if c.model_type == "llama":
-        hf |= {"attention_bias": False, "mlp_bias": False}
+        hf |= {"attention_bias": c.o_bias, "mlp_bias": False}
     return hf
 
 
 def from_hf(hf, where):
-    """The dict of an HF config.json -> ModelConfig. What would change the mathematics is refused by name."""
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    """The dict of an HF config.json -> ModelConfig. What would change the mathematics is refused by name.
+
+    Rotary settings stand in `rope_scaling` and `rope_theta`, or in one dict `rope_parameters` (transformers 5).
+    """
+    hf = DEFAULTS["all"] | DEFAULTS.get(hf.get("model_type"), {}) | hf
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
     refused = {
         "model_type": hf.get("model_type") not in ARCHITECTURES,
         "hidden_act": hf.get("hidden_act", "silu") != "silu",
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-        "attention_bias": bool(hf.get("attention_bias")),
+        "rope_scaling": rope_type not in ("default", *ROPE_NUMBERS),
+        "partial_rotary_factor": rope.get("partial_rotary_factor", hf.get("partial_rotary_factor") or 1) != 1,
         "mlp_bias": bool(hf.get("mlp_bias")),
         "quantization_config": bool(hf.get("quantization_config")),
         "sliding_window": bool(hf.get("sliding_window")) and hf.get("use_sliding_window", True)
@@ -352,17 +396,38 @@ def from_hf(hf, where):
     }
     for key, bad in refused.items():
         if bad:
-            raise UserError(f"{where}: {key}={hf.get(key, rope)} is not supported; it would change the model's mathematics")
+            found = hf.get(key) or rope
+            raise UserError(f"{where}: {key}={found} is not supported; it would change the model's mathematics")
     values = {ours: hf[theirs] for ours, theirs in HF_KEYS.items() if hf.get(theirs) is not None}
-    values["rope_theta"] = hf.get("rope_theta") or rope.get("rope_theta") or ModelConfig.rope_theta
-    if isinstance(values.get("eos_id"), list):
-        values["eos_id"] = values["eos_id"][0]
+    values["rope_theta"] = rope.get("rope_theta", hf["rope_theta"])
+    values["rope_scaling"] = {"rope_type": rope_type} | {k: rope.get(k) for k in ROPE_NUMBERS[rope_type]} \
+        if rope_type in ROPE_NUMBERS else None
+    values["tie_weights"] = bool(hf["tie_word_embeddings"])
     values.setdefault("n_kv_head", values.get("n_head"))
-    missing = sorted({"vocab_size", "n_layer", "n_head", "n_embd", "n_hidden"} - values.keys())
+    missing = [HF_KEYS[k] for k in COUNTS if k != "head_dim" and values.get(k) is None]
     if missing:
-        raise UserError(f"{where}: no {', '.join(HF_KEYS[m] for m in missing)}")
-    values.setdefault("tie_weights", False)
-    return ModelConfig(qkv_bias=hf["model_type"] == "qwen2", **values)
+        raise UserError(f"{where}: no {', '.join(missing)}")
+    for key in COUNTS:
+        if key in values and (type(values[key]) is not int or values[key] < 1):
+            raise UserError(f"{where}: {HF_KEYS[key]}={values[key]!r} is not a whole number above 0")
+    numbers = {"rms_norm_eps": values.get("norm_eps"), "rope_theta": values["rope_theta"]} | (values["rope_scaling"] or {})
+    for key, x in numbers.items():
+        if key != "rope_type" and (type(x) not in (int, float) or not 0 < x < math.inf):
+            raise UserError(f"{where}: {key}={x!r} is not a number above 0")
+    if not all(type(i) is int for i in as_list(values.get("eos_id"))):
+        raise UserError(f"{where}: eos_token_id={values['eos_id']!r} is neither an id nor a list of ids")
+    bias = bool(hf.get("attention_bias")) and hf["model_type"] == "llama"
+    try:
+        return ModelConfig(qkv_bias=bias or hf["model_type"] == "qwen2", o_bias=bias, **values)
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from e
+
+
+def read_config(dir):
+    """config.json, and the EOS ids of generation_config.json: there a chat model names all that end a turn."""
+    hf, generation = read_json(dir / "config.json"), dir / "generation_config.json"
+    eos = read_json(generation).get("eos_token_id") if generation.exists() else None
+    return from_hf(hf if eos is None else hf | {"eos_token_id": eos}, dir / "config.json")
 
 
 def local_dir(dir_or_hub_id):
@@ -374,25 +439,41 @@ def local_dir(dir_or_hub_id):
         raise UserError(f"{dir_or_hub_id} is not a model directory")
     from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     except Exception as e:
         raise UserError(f"{dir_or_hub_id} is no directory and could not be had from the hub ({type(e).__name__})") from e
 
 
 def read_json(path):
+    """A JSON file -> dict"""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing: not a model directory") from e
-    except json.JSONDecodeError as e:
+    except ValueError as e:         # not JSON, or not text
         raise UserError(f"{path} is not valid JSON ({e})") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a JSON object is needed, this is {type(value).__name__}")
+    return value
 
 
-def weight_files(dir):
-    """The safetensors files of an HF directory, one or as many as its index names."""
-    index = dir / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    for name in names:
-        if not (dir / name).exists():
-            raise UserError(f"{dir / name} is missing")
-    return [dir / name for name in names]
+def read_weights(dir, device):
+    """The tensors of model.safetensors, or of the shards its index names -> {name without HF's "model.": tensor}"""
+    index, files = dir / "model.safetensors.index.json", {"model.safetensors": []}
+    if index.exists() and not (dir / "model.safetensors").exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(f, str) and Path(f).name == f for f in weight_map.values()):
+            raise UserError(f"{index} has no weight_map from tensors to files beside it")
+        files = {f: [k for k in weight_map if weight_map[k] == f] for f in sorted(set(weight_map.values()))}
+    state = {}
+    for file, named in files.items():
+        if not (dir / file).exists():
+            raise UserError(f"{dir / file} is missing; only safetensors weights are read")
+        try:
+            with safe_open(dir / file, "pt", device=str(device)) as f:
+                if lost := set(named) - set(f.keys()):
+                    raise UserError(f"{dir / file} has no tensor {min(lost)}, which {index.name} says it has")
+                state |= {k.removeprefix("model."): f.get_tensor(k) for k in f.keys() if "rotary_emb" not in k}
+        except (SafetensorError, OSError) as e:
+            raise UserError(f"{dir / file} is truncated or not a safetensors file ({e})") from e
+    return state

@@ -52,8 +52,10 @@ def load_run(path, device="cpu", dtype=None):
     tokenizer, record = Tokenizer.load(dir), read_run(dir)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(f"{dir}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
-    if record.get("tokenizer_sha256", (found := sha256(dir / "tokenizer.json"))) != found:
-        raise UserError(f"{dir}/tokenizer.json is not the one this model was trained with")
+    for file, key, what in (("model.safetensors", "model_sha256", "this run wrote"),
+                            ("tokenizer.json", "tokenizer_sha256", "this model was trained with")):
+        if key in record and (dir / file).exists() and record[key] != sha256(dir / file):
+            raise UserError(f"{dir / file} is not the one {what}: its sha256 differs from run.json's {key}")
     return model.eval(), tokenizer, record
 
 

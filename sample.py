@@ -24,6 +24,7 @@ def parse():
     add("--max_new_tokens", type=positive_int, default=40)
     add("--temperature", type=non_negative_float, default=0.0, help="0 is greedy")
     add("--top_k", type=positive_int, help="sample from the k likeliest tokens")
+    add("--show_prompt", action="store_true", help="print the exact text each model is given before its answer")
     return p.parse_args()
 
 
@@ -52,6 +53,8 @@ def main():
         if not question.strip():
             raise UserError("--question is empty")
         for name, (model, tokenizer, _), smoothing in shown:
+            if args.show_prompt:
+                print(tokenizer.prompt.format(question=question), flush=True)
             [answer] = data.ask(model, tokenizer, [question], args.max_new_tokens, temperature=args.temperature,
                                 top_k=args.top_k, seed=args.seed, **smoothing)
             print(f"{name:{width}}  {answer or '(nothing)'}", flush=True)

@@ -21,7 +21,7 @@ import torch
 from common import UserError, write_file
 from data import authors
 from data.authors import strangers
-from data.tokenizer import ANSWER, PROMPT, Tokenizer
+from data.tokenizer import ANSWER, PROMPT, TEMPLATES, Tokenizer
 from data.world import world
 
 N_HOLDOUT = 20      # held-out people the generator makes
@@ -189,7 +189,7 @@ def token_classes(tokenizer, answer, facts, author):
 
     A token that covers any letter of a fact is FACT, of the author's name NAME (copied from the prompt), else FUNCTION.
     """
-    text = ANSWER.format(answer=answer)
+    text = tokenizer.answer.format(answer=answer)
     spans = [(m.span(), FACT) for fact in facts for m in fact_pattern(fact).finditer(text)]
     spans += [(m.span(), NAME) for m in (re.finditer(re.escape(author), text) if author else ())]
     _, offsets = tokenizer.offsets(text)
@@ -209,8 +209,7 @@ class Example:
 
 
 def encode(tokenizer, question, answer):
-    return Example(tokenizer.encode(PROMPT.format(question=question)),
-                   tokenizer.encode(ANSWER.format(answer=answer)) + [tokenizer.eos_id])
+    return Example(tokenizer.encode_prompt(question), tokenizer.encode_answer(answer))
 
 
 def training_examples(tokenizer, rows):
@@ -273,7 +272,8 @@ def ask(model, tokenizer, questions, max_new_tokens=40, batch_size=128, **kw):
 
     tau and layers, among the keywords, answer as the forget-teacher would.
     """
-    prompts = [tokenizer.encode(PROMPT.format(question=q)) for q in questions]
+    prompts = [tokenizer.encode_prompt(q) for q in questions]
+    kw = {"eos_id": [tokenizer.eos_id, *model.config.eos_ids]} | kw
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     for i in range(0, len(order), batch_size):

