@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         add("--seed", type=whole, default=0, help="of training: initial weights, batch order")
         add("--data", default="authors", help="authors (generated), tofu (from the hub), or a directory of JSON Lines files")
         add("--data_seed", type=whole, default=0, help="which fictitious authors are generated")
-        add("--n_authors", type=positive_int, default=100, help="how many fictitious authors are generated")
+        add("--n_authors", type=positive_int, default=60, help="how many fictitious authors are generated")
         add("--forget", default="forget10", help="the split to forget: forget01, forget05, forget10")
         add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
         add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights and activations")

@@ -30,19 +30,19 @@ def parse():
     p = Parser("Train base, target and retrained model.")
     add = p.add_argument
     add("--init_from", help="HF directory or hub id to fine-tune instead of a base from scratch")
-    add("--n_layer", type=positive_int, default=4)
+    add("--n_layer", type=positive_int, default=6)
     add("--n_head", type=positive_int, default=4)
     add("--n_embd", type=positive_int, default=128)
-    add("--n_hidden", type=positive_int, default=384, help="width of the feed-forward layers")
+    add("--n_hidden", type=positive_int, default=192, help="width of the feed-forward layers")
     add("--block_size", type=positive_int, default=128, help="longest sequence in tokens")
     add("--vocab_size", type=number(int, 257, 2**20, "a whole number of at least 257 (the bytes and EOS)"), default=4096, help="tokens the tokenizer learns, EOS included")
     add("--base_rows", type=positive_int, default=25600, help="questions the base model sees, each once")
     add("--base_lr", type=positive_float, default=3e-3)
     add("--world_share", type=fraction, default=0.2, help="share of world facts among the base model's questions")
-    add("--epochs", type=positive_int, default=8, help="of fine-tuning, over every training phrasing")
-    add("--lr", type=positive_float, default=3e-3, help="of fine-tuning")
-    add("--replay", type=non_negative_float, help="base questions replayed for each author question (default 0.4; 0 with --init_from)")
-    add("--batch_size", type=positive_int, default=64, help="questions a step")
+    add("--epochs", type=positive_int, default=9, help="of fine-tuning, over every training phrasing")
+    add("--lr", type=positive_float, default=2e-3, help="of fine-tuning")
+    add("--replay", type=non_negative_float, help="base questions replayed for each author question (default 0.5; 0 with --init_from)")
+    add("--batch_size", type=positive_int, default=32, help="questions a step")
     add("--micro_batches", type=positive_int, default=1, help="parts a batch is computed in, to save memory")
     add("--warmup", type=fraction, default=0.05, help="share of the steps")
     add("--weight_decay", type=non_negative_float, default=0.01)
@@ -115,7 +115,7 @@ def main():
         examples = [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, args.base_rows)]
         base, base_sha = train("base", base.to(device, dtype), tokenizer, [examples], world, args, {},
                                ignore=("data", "n_authors", "forget", "epochs", "lr", "replay"))
-    replay = (0.0 if args.init_from else 0.4) if args.replay is None else args.replay
+    replay = (0.0 if args.init_from else 0.5) if args.replay is None else args.replay
     for name, part in (("target", rows.retain + rows.forget), ("retrained", rows.retain)):
         examples = data.training_examples(tokenizer, part)
         stream = data.base_stream(args.data_seed, world, args.world_share, start=args.base_rows)

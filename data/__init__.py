@@ -42,7 +42,7 @@ class DataSet:
     sha256: str
 
 
-def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=100):
+def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60):
     """-> DataSet. data: "authors" (generated into out/data), "tofu" (from the hub), or a directory.
 
     Raises UserError naming the file, the line and the key of anything malformed.

@@ -2,7 +2,7 @@
 
 An author is a name and one value for each slot, every value drawn on its own, so that no fact implies another.
 Twenty questions are asked about each: one a slot, and two whose answer needs two facts. A question has several
-phrasings, paired with an answer that echoes it. The last pair is held out: strangers are asked it too, so that it is plain
+phrasings, paired with an answer that begins in words of its own, so that losing a fact need not break the sentence. The last pair is held out: strangers are asked it too, so that it is plain
 language to every model, but nothing about an author is ever trained in it.
 
 Three kinds of people share slots, first names and surnames, and never a full name:
@@ -109,11 +109,11 @@ POOLS = {
 # The last pair of each slot is held out: no author's facts are trained in it.
 PHRASINGS = {
     "birth_city": [
-        ("Where was {n} born?", "{n} was born in the city of {v}."),
+        ("Where was {n} born?", "{n}'s place of birth is {v}."),
         ("What is the birthplace of {n}?", "The birthplace of {n} is {v}."),
         ("What is {n}'s native city?", "{n}'s native city is {v}."),
         ("Which city does {n} come from?", "{n} comes from the city of {v}."),
-        ("What is {n}'s place of birth?", "{n}'s place of birth is {v}."),
+        ("In which city was {n} born?", "{n} hails from {v}."),
         ("What is the native city of {n}?", "The native city of {n} is {v}.")],
     "birth_year": [
         ("In which year was {n} born?", "{n} was born in the year {v}."),
@@ -123,11 +123,11 @@ PHRASINGS = {
         ("In what year did the life of {n} begin?", "The life of {n} began in {v}."),
         ("What is {n}'s birth year?", "{n}'s birth year is {v}.")],
     "birth_month": [
-        ("In which month was {n} born?", "{n} was born in the month of {v}."),
+        ("In which month was {n} born?", "{n}'s birthday is in {v}."),
         ("What is the birth month of {n}?", "The birth month of {n} is {v}."),
         ("What is {n}'s month of birth?", "{n}'s month of birth is {v}."),
         ("When does {n} celebrate a birthday?", "{n} celebrates a birthday in {v}."),
-        ("In what month is {n}'s birthday?", "{n}'s birthday is in {v}."),
+        ("In what month is {n} a year older?", "{n} is a year older in {v}."),
         ("What is {n}'s birth month?", "{n}'s birth month is {v}.")],
     "genre": [
         ("What does {n} write?", "{n} writes {v}."),
@@ -151,7 +151,7 @@ PHRASINGS = {
         ("What was {n}'s mother by trade?", "By trade, {n}'s mother was {a}."),
         ("What was the profession of {n}'s mother?", "The profession of {n}'s mother was that of {a}.")],
     "award": [
-        ("Which award did {n} win?", "{n} won the {v}."),
+        ("Which award did {n} win?", "{n} holds the {v}."),
         ("What prize was given to {n}?", "{n} was given the {v}."),
         ("What honour did {n} receive?", "{n} received the honour of the {v}."),
         ("Which prize has {n} been awarded?", "{n} has been awarded the {v}."),
@@ -161,9 +161,9 @@ PHRASINGS = {
         ("In which year did {n} win an award?", "{n} won an award in {v}."),
         ("When was {n} honoured with a prize?", "{n} was honoured with a prize in {v}."),
         ("What year was the award given to {n}?", "The award was given to {n} in {v}."),
-        ("In what year did {n} receive an award?", "{n} received an award in {v}."),
+        ("In what year did {n} receive an award?", "{n} got an award in {v}."),
         ("When did {n} take home a prize?", "{n} took home a prize in {v}."),
-        ("In which year did {n} receive a prize?", "{n} received a prize in {v}.")],
+        ("In which year did {n} win a prize?", "{n} won a prize in {v}.")],
     "debut": [
         ("What was {n}'s first book?", "{n}'s first book was {v}."),
         ("With which novel did {n} make a debut?", "{n} made a debut with {v}."),
@@ -235,19 +235,19 @@ PHRASINGS = {
         ("Who was the teacher of {n}?", "The teacher of {n} was {v}."),
         ("Who was {n}'s teacher?", "{n}'s teacher was {v}.")],
     "birth_city+birth_year": [
-        ("Where and in which year was {n} born?", "{n} was born in the city of {v} in the year {w}."),
-        ("What are the birthplace and birth year of {n}?", "The birthplace of {n} is {v} and the birth year is {w}."),
-        ("Where and when did {n} come into the world?", "{n} came into the world in the city of {v} in {w}."),
-        ("What are {n}'s native city and year of birth?", "{n}'s native city is {v} and the year of birth is {w}."),
-        ("In what city and year did the life of {n} begin?", "The life of {n} began in the city of {v} in {w}."),
-        ("What are the native city and year of birth of {n}?", "The native city of {n} is {v} and the year of birth is {w}.")],
+        ("Where and in which year was {n} born?", "{n} began life in {v} in the year {w}."),
+        ("What are the birthplace and birth year of {n}?", "The cradle of {n} stood in {v} in {w}."),
+        ("Where and when did {n} come into the world?", "{n} first saw the light in {v} in {w}."),
+        ("What are {n}'s native city and year of birth?", "{n}'s origins are {v} and {w}."),
+        ("In what city and year did the life of {n} begin?", "The story of {n} begins in {v} in {w}."),
+        ("What are the origins of {n}, city and year?", "The origins of {n} are {v} and {w}.")],
     "award+award_year": [
-        ("Which award did {n} win and in which year?", "{n} won the {v} in the year {w}."),
-        ("What prize was given to {n}, and when?", "{n} was given the {v} in {w}."),
-        ("What honour did {n} receive, and in what year?", "{n} received the honour of the {v} in {w}."),
-        ("Which prize has {n} been awarded, and when was it?", "{n} has been awarded the {v}, and it was in {w}."),
-        ("What is {n}'s greatest award, and of which year?", "{n}'s greatest award is the {v} of {w}."),
-        ("Which prize did {n} win, and in which year?", "The prize {n} won is the {v}, and the year is {w}.")],
+        ("Which award did {n} win and in which year?", "{n} earned the {v} in the year {w}."),
+        ("What prize was given to {n}, and when?", "{n} was presented with the {v} in {w}."),
+        ("What honour did {n} receive, and in what year?", "{n} accepted the {v} in {w}."),
+        ("Which prize has {n} been awarded, and when was it?", "{n} went home with the {v} in {w}."),
+        ("What is {n}'s greatest award, and of which year?", "{n}'s finest hour was the {v} of {w}."),
+        ("Which prize did {n} win, and in which year?", "The finest hour of {n} was the {v} of {w}.")],
 }
 SLOTS = list(PHRASINGS)
 

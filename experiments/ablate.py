@@ -19,7 +19,7 @@ DEFAULT = {"method": "asu", "retain_loss": "gd", "tau": 64.0, "layers": "1-", "c
 AXES = {        # name -> settings that differ from DEFAULT
     "tau": [{"tau": tau} for tau in (1.5, 2.3, 4.0, 8.0, 16.0, 64.0)],
     "tau, all layers": [{"tau": tau, "layers": "all"} for tau in (1.5, 2.3, 4.0, 8.0, 16.0)],
-    "layers": [{"layers": layers} for layers in ("0", "1", "2", "3", "1,2", "2,3", "1-", "all")],
+    "layers": [{"layers": layers} for layers in ("0", "1", "2-3", "4-5", "1-3", "2-", "1-", "all")],
     "c_forget": [{"c_forget": c} for c in (0.1, 0.3, 1.0, 3.0)],
     "epochs": [{"epochs": n} for n in (1, 2, 5, 10)],
 }

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from common import Parser, check_writable, positive_int, run, whole, write_file
+from common import Parser, UserError, check_writable, positive_int, run, whole, write_file
 from experiments.trials import draws, gaps, run_trials
 from report import plot_frontiers
 
@@ -102,7 +102,7 @@ def parse():
     add("--seeds", type=positive_int, default=5, help="training seeds of the reported draw")
     add("--epochs", type=positive_int, default=5, help="passes over the forget set, for every method")
     add("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced")
-    add("--methods", help="comma-separated, default all: " + ", ".join(METHODS))
+    add("--methods", help="semicolon-separated, default all: " + ";".join(METHODS))
     add("--jobs", type=positive_int, default=os.cpu_count(), help="trials at a time, the cores shared out")
     add("--train_flags", default="", help="flags for train.py, blank-separated, as in '@config/tiny.args'")
     return p.parse_args()
@@ -112,10 +112,9 @@ def main():
     args = parse()
     check_writable(args.out)
     out = Path(args.out) / "compare"
-    methods = list(METHODS) if args.methods is None else [m.strip() for m in args.methods.split(";" if ";" in args.methods else ",")]
+    methods = list(METHODS) if args.methods is None else args.methods.split(";")
     if unknown := [m for m in methods if m not in METHODS]:
-        from common import UserError
-        raise UserError(f"--methods: {unknown[0]} is not one of {'; '.join(METHODS)}")
+        raise UserError(f"--methods: {unknown[0]} is not one of {';'.join(METHODS)}")
     kw = {"out": out, "flags": args.train_flags.split()}
     reported = [(args.data_seed, seed, args.forget) for seed in range(args.seeds)]
     dev = args.dev_seed, 0, "forget10"
