@@ -135,8 +135,12 @@ def log_odds(model, x):
     ("me", "entropy", None), ("undial", None, "true"), ("asu_idk", "refusal", None)])
 def test_a_small_step_goes_the_right_way(examples, method, goes_up, goes_down):
     model = small_model()
-    asu.unlearn(model, examples[:16], examples[16:], method="idk", retain_loss="none", refusals=[examples[0].answer],
-                tau=None, epochs=2, lr=1e-3, batch_size=8)          # somewhere that is not the initial weights
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):                                     # a model that knows the answers, so that there is something to lose
+        batch = data.collate(examples[:8])
+        asu.mean_over_answers(asu.answer_nll(model, batch), batch.mask).backward()
+        optimizer.step()
+        optimizer.zero_grad()
     x = answers(method, model, examples)
     before = log_odds(model, x)
     loss = asu.METHODS[method](x)
@@ -173,8 +177,8 @@ def test_every_method_runs_with_every_retain_loss(examples, method, retain_loss)
 def test_idk_with_answer_preservation_and_rmu_with_its_own_retain_term(examples):
     for method, retain_loss in (("idk", "ap"), ("rmu", "hidden")):
         record = {}
-        asu.unlearn(small_model(), examples[:8], examples[8:], record=record, **settings(method, retain_loss=retain_loss, epochs=2))
-        assert record["curve"][1]["loss"] < record["curve"][0]["loss"]
+        asu.unlearn(small_model(), examples[:8], examples[8:], record=record, **settings(method, retain_loss=retain_loss, epochs=20))
+        assert record["curve"][-1]["loss"] < 0.9 * record["curve"][0]["loss"]
 
 
 @pytest.mark.parametrize("method, changes, message", [
