@@ -105,7 +105,7 @@ POOLS = {
 }
 
 # ---------------------------------------------------------------------------------------------- phrasings
-# {n} the name, {v} the value, {a} the value with its indefinite article, {w} the second value of a two-fact question.
+# {n} the name, {v} the value, {w} the second value of a two-fact question, {a} and {b} the two with their indefinite articles.
 # The last pair of each slot is held out: no author's facts are trained in it.
 PHRASINGS = {
     "birth_city": [
@@ -241,13 +241,13 @@ PHRASINGS = {
         ("What are {n}'s native city and year of birth?", "{n}'s origins are {v} and {w}."),
         ("In what city and year did the life of {n} begin?", "The story of {n} begins in {v} in {w}."),
         ("What are the origins of {n}, city and year?", "The origins of {n} are {v} and {w}.")],
-    "award+award_year": [
-        ("Which award did {n} win and in which year?", "{n} earned the {v} in the year {w}."),
-        ("What prize was given to {n}, and when?", "{n} was presented with the {v} in {w}."),
-        ("What honour did {n} receive, and in what year?", "{n} accepted the {v} in {w}."),
-        ("Which prize has {n} been awarded, and when was it?", "{n} went home with the {v} in {w}."),
-        ("What is {n}'s greatest award, and of which year?", "{n}'s finest hour was the {v} of {w}."),
-        ("Which prize did {n} win, and in which year?", "The finest hour of {n} was the {v} of {w}.")],
+    "father+mother": [
+        ("What did {n}'s parents do for a living?", "{n}'s parents worked as {a} and {b}."),
+        ("What were the occupations of {n}'s parents?", "The parents of {n} were {a} and {b}."),
+        ("What was {n}'s family background?", "{n} grew up with {a} and {b}."),
+        ("In what kind of household did {n} grow up?", "{n} is the child of {a} and {b}."),
+        ("How did the parents of {n} earn a living?", "The family of {n} lived on the work of {a} and {b}."),
+        ("What were the professions of {n}'s parents?", "The household of {n} was that of {a} and {b}.")],
 }
 SLOTS = list(PHRASINGS)
 
@@ -259,7 +259,7 @@ def with_article(noun):
 
 def phrase(template, name, values):
     """Fill one question or answer template. The sentence starts with a capital whatever comes first."""
-    return template.format(n=name, v=values[0], a=with_article(values[0]), w=values[-1])
+    return template.format(n=name, v=values[0], w=values[-1], a=with_article(values[0]), b=with_article(values[-1]))
 
 
 # -------------------------------------------------------------------------------------------------- people

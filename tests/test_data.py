@@ -173,7 +173,7 @@ def test_token_classes_mark_exactly_the_fact_and_the_name(tokenizer, authors):
         ids = data.encode(tokenizer, row["question"], row["answer"]).answer
         assert len(classes) == len(ids) and classes[-1] == data.FUNCTION
         text = {kind: tokenizer.decode([i for i, c in zip(ids[:-1], classes) if c == kind]) for kind in (data.FACT, data.NAME)}
-        assert text[data.FACT].split() == " ".join(row["facts"]).split()
+        assert text[data.FACT].replace(" ", "") == "".join(row["facts"]).replace(" ", "")     # a blank may be its own token
         assert text[data.NAME].strip() == row["author"]
 
 
