@@ -200,18 +200,77 @@ def cached_states(model, examples, numbers=None, batch_size=64, **kw):
 TEACHERS = {"cached": cached_teacher, "live": live_teacher}
 
 
-def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers):
+def extrapolated(teacher, reference, alpha):
+    """A stronger teacher, from theta_0 through the smoothed model and on: softmax(z + alpha (z_tau - z)); alpha = 1 is the
+    smoothed model itself. Both arguments, and what is returned, as live_teacher returns them. Ours, not the paper's."""
+    def logp(numbers, batch):
+        z = reference(numbers, batch)
+        return (z + alpha * (teacher(numbers, batch) - z)).log_softmax(-1)
+    return logp
+
+
+@torch.no_grad()
+def choose_heads(model, tokenizer, rows, tau, layers=None, price=5.0, at_once=3):
+    """Selective smoothing: which heads to smooth, found by forward passes alone -> (n_layer, n_head) table of tau or 1.
+
+    Greedy: again and again the heads whose smoothing adds most to the NLL of fact tokens, less `price` times what it adds to
+    that of function and name tokens, until none is worth its price. It looks at one training phrasing of each (of at most 128)
+    forget question; held-out phrasings are left for the evaluation. Ours, not the paper's. Raises ValueError without facts.
+    """
+    rows = [row for row in rows if row["facts"]][:128]
+    if not rows:
+        raise UserError("heads are chosen by the facts in the answers, and this data names none; smooth them all")
+    pairs = [(row["questions"][i % len(row["questions"])], row["answers"][i % len(row["answers"])]) for i, row in enumerate(rows)]
+    batch = data.collate([data.encode(tokenizer, q, a) for q, a in pairs], model.device)
+    classes = torch.full(batch.mask.shape, -1)
+    for i, (row, (_, answer)) in enumerate(zip(rows, pairs)):
+        kinds = data.token_classes(tokenizer, answer, row["facts"], row["author"])
+        classes[i, :len(kinds)] = torch.tensor(kinds)
+
+    def nlls(table):
+        nll = answer_nll(model, batch, tau=table).cpu()
+        return [nll[classes == kind].mean().item() if (classes == kind).any() else 0.0 for kind in (data.FACT, data.FUNCTION, data.NAME)]
+
+    c = model.config
+    table, free = torch.ones(c.n_layer, c.n_head), [(i, h) for i in layers or range(c.n_layer) for h in range(c.n_head)]
+    before = now = nlls(table)
+    while free:
+        worth = []
+        for head in free:
+            table[head] = tau
+            fact, function, name = (new - old for new, old in zip(nlls(table), now))
+            worth.append((fact - price * (function + name), head))
+            table[head] = 1
+        best = [head for value, head in sorted(worth, reverse=True)[:at_once] if value > 0]
+        if not best:
+            break
+        for head in best:
+            table[head] = tau
+            free.remove(head)
+        now = nlls(table)
+    print(f"smoothing {int((table > 1).sum())} of {table.numel()} heads: NLL of " + ", ".join(
+        f"{kind} tokens {a:.2f} -> {b:.2f}" for kind, a, b in zip(("fact", "function", "name"), before, now)), flush=True)
+    if (table == 1).all():
+        raise UserError(f"at tau={tau} no head is worth smoothing; --heads=all smooths them all")
+    return table.tolist()
+
+
+def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers, alpha=1.0):
     """What a loss asks of theta_0 about the examples that will be drawn, by name, see Answers."""
     kind = FROZEN.get(loss)
     if kind == "hidden":
         return {kind: cached_states(model, examples, drawn, n_layers=baselines.hidden_layer(model))}
-    smoothing = {"tau": tau, "layers": layers} if kind == "teacher" else {}
     only = {"numbers": drawn} if teacher == "cached" else {}
-    return {kind: TEACHERS[teacher](model, examples, **smoothing, **only)} if kind else {}
+    if kind == "reference" or kind == "teacher" and alpha != 1:
+        reference = TEACHERS[teacher](model, examples, **only)
+    if kind == "teacher":
+        smoothed = TEACHERS[teacher](model, examples, tau, layers, **only)
+        return {kind: smoothed if alpha == 1 else extrapolated(smoothed, reference, alpha)}
+    return {kind: reference} if kind else {}
 
 
 # --------------------------------------------------------------------------------------------- unlearning
-def unlearn(model, forget, retain, *, tau=None, layers=None, method="asu", retain_loss="gd", beta=None, refusals=(),
+def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="asu", retain_loss="gd", beta=None, refusals=(),
             c_forget=1.0, c_retain=1.0, epochs=10, lr=1e-3, batch_size=32, micro_batches=1, warmup=0.1, weight_decay=0.01,
             grad_clip=1.0, seed=0, teacher="cached", teacher_model=None, check=None, record=None, checkpoint=None,
             resume=False, settings=None):
@@ -220,7 +279,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, method="asu", retai
     forget, retain: lists of data.Example. An epoch passes over the forget set once; each of its batches meets a batch of
     as many retain examples, which are drawn without repetition until all have been. method: a name in METHODS;
     retain_loss: in RETAIN_LOSSES. tau, layers: the ASU teacher's smoothing, see model.attention_scales; at tau = 1 teacher
-    and student are one, the loss is 0 and no step is taken. beta: the method's own knob (None: its default). refusals:
+    and student are one, the loss is 0 and no step is taken. alpha: see extrapolated. beta: the method's own knob (None: its default). refusals:
     token ids of refusing answers, for the methods that teach one. teacher_model: theta_0, if it is not `model` as it is now.
     check(step) -> numbers to log each epoch. record: a dict that receives the record of the run. checkpoint, resume,
     settings: see runs.fit. Raises ValueError for tau <= 0, bad layers, an unknown method, retain loss or teacher or a
@@ -257,7 +316,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, method="asu", retai
     retain_batches = [[next(retain_numbers, None) for _ in batch] for batch in forget_batches]
     steps, knob = len(forget_batches), {} if beta is None else {"beta": beta}
     print(f"{method}: {len(forget)} forget and {len(retain)} retain examples, {epochs} epochs, {steps} steps of {batch_size} + "
-          f"{batch_size}" + (f", teacher {teacher} at tau={tau}, layers={'all' if layers is None else layers}" if smooths else ""),
+          f"{batch_size}" + (f", teacher {teacher}" if smooths else ""),
           flush=True)
 
     start = time.perf_counter()
@@ -269,7 +328,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, method="asu", retai
         drawn = {i for batch in batches for i in batch}
         refused = [data.Example(e.prompt, rng.choice(refusals)) for e in examples] if refuses(loss) else []
         data.check_length(examples + refused, model.config.block_size)
-        sides[loss] = [(some, theta_0_outputs(loss, teacher_model or model, some, drawn, teacher, tau, layers))
+        sides[loss] = [(some, theta_0_outputs(loss, teacher_model or model, some, drawn, teacher, tau, layers, alpha))
                        for some in (examples, refused) if some]
     teacher_seconds = time.perf_counter() - start
 
@@ -299,14 +358,25 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, method="asu", retai
     return model
 
 
+def smoothing(model, tokenizer, rows, method, tau, layers, heads):
+    """--tau, --layers, --heads as flags -> (tau, layers) as model.attention_scales takes them."""
+    layers = layer_numbers(layers, model.config.n_layer)
+    model.attention_scales(tau, layers)                     # refuses bad layers before any work
+    if heads == "all" or tau == 1 or FROZEN.get(method) != "teacher":
+        return tau, layers
+    return choose_heads(model, tokenizer, rows, tau, layers), None
+
+
 def parse():
     p = Parser("Unlearn the forget set by attention smoothing, or by another method.")
     add = p.add_argument
     add("--run", help="the model to unlearn: a run, HF directory or hub id (default OUT/target)")
     add("--name", help="name of the run directory to write (default METHOD_RETAIN: asu_gd, npo_kl, ...)")
     add("--method", choices=list(METHODS), default="asu", help="ASU, or a baseline on the same loop")
-    add("--tau", type=positive_float, default=64.0, help="attention temperature of the forget-teacher; 1 is no smoothing")
-    add("--layers", type=layer_list, default="1-", help="layers to smooth: all, or as in 0,1 or 6-8; 1- is all but the first")
+    add("--tau", type=positive_float, default=1000.0, help="attention temperature of the forget-teacher; 1 is no smoothing")
+    add("--layers", type=layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8; 1- is all but the first")
+    add("--heads", choices=["auto", "all"], default="auto", help="smooth the heads that facts need most (auto), or all, as the paper")
+    add("--alpha", type=positive_float, default=1.3, help="strengthen the teacher: z + alpha (z_tau - z); 1 is the paper's")
     add("--beta", type=positive_float, help="the method's own knob, see baselines.py (default: the method's)")
     add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="what holds the retain set; ap goes with idk, hidden with rmu")
     add("--c_forget", type=non_negative_float, default=1.0, help="weight of the forget loss")
@@ -357,8 +427,9 @@ def main():
                     for part, some in (("forget", request), ("retain", kept))}
 
         record = {}
-        unlearn(model, data.training_examples(tokenizer, request), data.training_examples(tokenizer, kept), tau=args.tau,
-                layers=layer_numbers(args.layers, model.config.n_layer), method=args.method, retain_loss=args.retain,
+        tau, layers = smoothing(model if original is None else original, tokenizer, request, args.method, args.tau, args.layers, args.heads)
+        unlearn(model, data.training_examples(tokenizer, request), data.training_examples(tokenizer, kept), tau=tau,
+                layers=layers, alpha=args.alpha, method=args.method, retain_loss=args.retain,
                 beta=args.beta, refusals=[data.encode(tokenizer, "", text).answer for text in data.REFUSALS],
                 c_forget=args.c_forget, c_retain=args.c_retain, epochs=args.epochs, lr=args.lr, batch_size=args.batch_size,
                 micro_batches=args.micro_batches, warmup=args.warmup, weight_decay=args.weight_decay,
@@ -366,7 +437,7 @@ def main():
                 record=record, checkpoint=checkpoint_of(path), resume=args.resume, settings=settings | inputs)
         if args.tasks > 1:                                  # is what was forgotten first still forgotten?
             record["fact_accuracy_by_request"] = [data.fact_accuracy(model, tokenizer, some) for some in requests]
-        parent_sha = save_run(path, model, tokenizer, {"kind": "unlearned", "settings": settings, **inputs, **record})
+        parent_sha = save_run(path, model, tokenizer, {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **record})
         print(f"{path}: {record['seconds']:.0f} s", flush=True)
 
 

@@ -305,12 +305,14 @@ def find_runs(out, only):
 
 
 def teachers(records):
-    """The forget-teachers of the runs that had one -> {name: (tau, layers as asu.py --layers has them)}."""
+    """The forget-teachers of the runs that had one -> {name: (tau: a number or a table of heads, layers as --layers has them)}."""
     found = {}
-    for settings in (r["settings"] for r in records.values() if r.get("kind") == "unlearned"):
+    for record in (r for r in records.values() if r.get("kind") == "unlearned"):
+        settings, tau = record["settings"], record["tau"]
         if settings["method"] in ("asu", "asu_idk"):
-            suffix = "" if settings["layers"] == "all" else f"_layers{settings['layers']}"
-            found[f"teacher_tau{settings['tau']:g}{suffix}"] = settings["tau"], settings["layers"]
+            where = "" if settings["layers"] == "all" else f"_layers{settings['layers']}"
+            where = f"_{sum(t != 1 for row in tau for t in row)}heads" if isinstance(tau, list) else where
+            found[f"teacher_tau{settings['tau']:g}{where}"] = tau, "all" if isinstance(tau, list) else settings["layers"]
     return found
 
 

@@ -5,7 +5,7 @@
 
 Fixed before any number was seen:
 1. Every method gets the same number of trials, at the same points of a Sobol sequence, over its learning rate, its forget
-   coefficient and its own knob (tau for ASU, beta elsewhere), all on logarithmic scales.
+   coefficient and its own knob (tau or alpha for ASU, beta elsewhere), all on logarithmic scales.
 2. Trials run on a development draw of authors (--dev_seed), which no reported number comes from.
 3. The rule: the smallest gap to retrain among the trials that keep at least 95% of the target's fact accuracy on the retain
    set; if none does, the one that keeps most.
@@ -26,10 +26,11 @@ from report import plot_frontiers
 
 LR, C_FORGET = (1e-4, 3e-3), (0.1, 3.0)
 METHODS = {     # name -> settings of asu.unlearn, its knob and the knob's range
-    "ASU_GD": (dict(method="asu", retain_loss="gd", layers="1-"), "tau", (4, 256)),
-    "ASU_KL": (dict(method="asu", retain_loss="kl", layers="1-"), "tau", (4, 256)),
-    "ASU_GD, all layers": (dict(method="asu", retain_loss="gd", layers="all"), "tau", (2, 32)),
-    "ASU+IDK": (dict(method="asu_idk", retain_loss="gd", layers="1-"), "tau", (4, 256)),
+    "ASU_GD": (dict(method="asu", retain_loss="gd", layers="all", heads="all"), "tau", (2, 32)),           # the paper's
+    "ASU_GD, layers 1-": (dict(method="asu", retain_loss="gd", layers="1-", heads="all"), "tau", (16, 1000)),
+    "ASU_GD, selective": (dict(method="asu", retain_loss="gd", tau=1000.0, layers="all", heads="auto"), "alpha", (1, 2)),
+    "ASU_KL, selective": (dict(method="asu", retain_loss="kl", tau=1000.0, layers="all", heads="auto"), "alpha", (1, 2)),
+    "ASU+IDK, selective": (dict(method="asu_idk", retain_loss="gd", tau=1000.0, layers="all", heads="auto"), "alpha", (1, 2)),
     "GA": (dict(method="ga", retain_loss="none"), None, None),
     "GradDiff": (dict(method="ga", retain_loss="gd"), None, None),
     "NPO_GD": (dict(method="npo", retain_loss="gd"), "beta", (0.03, 1)),
@@ -42,7 +43,7 @@ METHODS = {     # name -> settings of asu.unlearn, its knob and the knob's range
     "RMU": (dict(method="rmu", retain_loss="hidden"), "beta", (0.5, 8)),
 }
 PAPER = {       # MU / FE on TOFU forget10, Llama-2-7b-chat, as the ASU paper reports them; not ours
-    "ASU_GD": "- / 78.16", "ASU+IDK": "75.60 / 86.94", "IDK+AP": "- / 61.27"}
+    "ASU_GD": "- / 78.16", "ASU+IDK, selective": "75.60 / 86.94", "IDK+AP": "- / 61.27"}
 COLUMNS = (     # heading, part of the result, metric
     ("gap to retrain", "aggregate", "gap_to_retrain"), ("forget facts", "forget", "fact_accuracy"),
     ("held-out", "forget", "fact_accuracy_heldout_phrasing"), ("prob.", "forget", "probability"), ("ROUGE-L", "forget", "rouge_l"),
@@ -136,13 +137,12 @@ def main():
     print("chosen:", *(f"  {m}: " + ", ".join(f"{k}={v}" for k, v in chosen[m].items()) for m in methods), sep="\n", flush=True)
 
     # 4: the reported draw
-    teacher = next((chosen[m] for m in methods if chosen[m]["method"] == "asu"), None)
-    rows = {"target": {}, "retrained": {}, "retrained, other seed": {}, **({"forget-teacher": {}} if teacher else {}), **{m: {} for m in methods}}
+    taught = {f"teacher of {m}": chosen[m] for m in methods if chosen[m]["method"] == "asu" and chosen[m]["retain_loss"] == "gd"}
+    rows = {row: {} for row in ("target", "retrained", "retrained, other seed", *taught, *methods)}
     specs = []
     for key in reported:
         specs += [spec("target", key), spec("retrained", key, "retrained")]
-        if teacher:
-            specs.append(spec("teacher", key, smoothing={"tau": teacher["tau"], "layers": teacher["layers"]}))
+        specs += [spec(name, key, smoothing={k: s[k] for k in ("tau", "layers", "heads")}) for name, s in taught.items()]
         specs += [spec(m, key, unlearn=chosen[m] | {"seed": key[1]}) for m in methods]
     done = run_trials(specs, args.jobs, "reported")
     per_seed = len(done) // len(reported)
@@ -194,7 +194,7 @@ def table(report, reference):
                       PAPER.get(row, "")])
     lines = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([lines[0], "|" + "---|" * lines[0].count(" | ") + "---|", *lines[1:]]) + "\n\n" + \
-        "Chosen on the development draw:\n\n" + "\n".join(f"- {m}: " + ", ".join(f"{k} {v}" for k, v in s.items() if k in ("lr", "c_forget", "tau", "layers", "beta"))
+        "Chosen on the development draw:\n\n" + "\n".join(f"- {m}: " + ", ".join(f"{k} {v}" for k, v in s.items() if k in ("lr", "c_forget", "tau", "layers", "alpha", "beta"))
                                                          for m, s in report["chosen"].items()) + "\n"
 
 

@@ -16,7 +16,7 @@ from report import plot_continual
 from runs import read_run
 
 METHODS = {     # label -> its name in experiments.compare, flags of asu.py
-    "ASU": ("ASU_GD", ["--method=asu"]), "ASU, original teacher": ("ASU_GD", ["--method=asu", "--teacher_from=original"]),
+    "ASU": ("ASU_GD, selective", ["--method=asu"]), "ASU, original teacher": ("ASU_GD, selective", ["--method=asu", "--teacher_from=original"]),
     "GradDiff": ("GradDiff", ["--method=ga"]), "NPO": ("NPO_GD", ["--method=npo"]), "IDK": ("IDK_GD", ["--method=idk"]), "ME": ("ME_GD", ["--method=me"])}
 
 
@@ -38,7 +38,7 @@ def main():
     chosen = json.loads(file.read_text())["chosen"] if file.exists() else {}
     report = {}
     for label, (name, flags) in METHODS.items():
-        settings = [f"--{k}={v}" for k, v in chosen.get(name, {}).items() if k in ("lr", "c_forget", "tau", "layers", "beta")]
+        settings = [f"--{k}={v}" for k, v in chosen.get(name, {}).items() if k in ("lr", "c_forget", "tau", "layers", "heads", "alpha", "beta")]
         run_name = "continual_" + "".join(c if c.isalnum() else "_" for c in label)
         done = subprocess.run([sys.executable, str(HOME / "asu.py"), f"--out={args.out}", f"--data={args.data}", f"--seed={args.seed}",
                                f"--data_seed={args.data_seed}", f"--n_authors={args.n_authors}", f"--forget={args.forget}",

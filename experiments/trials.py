@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tqdm import tqdm
 import asu
 import data
 import eval
-from common import HOME, UserError, layer_numbers, write_file
+from common import HOME, UserError, write_file
 from runs import load_run, peak_mb
 
 
@@ -53,7 +54,7 @@ def trial(spec):
     """Run one trial, or read its file. -> {"spec", "result", "values"}: see eval.measure.
 
     spec: file (where it is kept), run (the model to start from), data (keywords of data.load), max_rows, and unlearn
-    (keywords of asu.unlearn; None measures the model as it is) or smoothing (tau, layers: measures the model so smoothed).
+    (keywords of asu.unlearn; None measures the model as it is) or smoothing (tau, layers, heads: measures the model so smoothed).
     """
     file = Path(spec["file"])
     if file.exists():
@@ -63,16 +64,22 @@ def trial(spec):
     cost = {k: record.get(k) for k in ("seconds", "peak_mb", "tokens")}
     if spec.get("unlearn"):
         cost = {}
-        unlearn = dict(spec["unlearn"], layers=layer_numbers(spec["unlearn"].get("layers", "all"), model.config.n_layer))
+        unlearn, start = dict(spec["unlearn"]), time.perf_counter()
+        layers, heads = unlearn.pop("layers", "all"), unlearn.pop("heads", "all")
         with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):
+            if "tau" in unlearn:
+                unlearn["tau"], unlearn["layers"] = asu.smoothing(model, tokenizer, rows.forget, unlearn["method"], unlearn["tau"], layers, heads)
+            choosing = time.perf_counter() - start
             asu.unlearn(model, *(data.training_examples(tokenizer, part) for part in (rows.forget, rows.retain)), record=cost,
                         refusals=[data.encode(tokenizer, "", text).answer for text in data.REFUSALS], **unlearn)
+        cost["seconds"] += choosing
         cost = {k: cost[k] for k in ("seconds", "tokens", "steps")} | {"peak_mb": peak_mb(model.device)}
     sets = {name: some[::-(-len(some) // spec["max_rows"])] for name, some in rows.sets.items()}
     slot_values = data.slot_values([row for some in rows.sets.values() for row in some])
-    smoothing = dict(spec.get("smoothing") or {})
+    smoothing = spec.get("smoothing") or {}
     if smoothing:
-        smoothing["layers"] = layer_numbers(smoothing["layers"], model.config.n_layer)
+        tau, layers = asu.smoothing(model, tokenizer, rows.forget, "asu", *(smoothing[k] for k in ("tau", "layers", "heads")))
+        smoothing = {"tau": tau, "layers": layers}
     result, values, _ = eval.measure(model, tokenizer, sets, rows.holdout[:spec["max_rows"]], slot_values, smoothing)
     values = {part: {k: np.asarray(v).tolist() for k, v in some.items() if k != "scores"} for part, some in values.items()}
     done = {"spec": spec, "result": result | {"cost": cost}, "values": values}

@@ -1,10 +1,21 @@
-"""A model and a tokenizer small enough for any test, and fixed random numbers."""
+"""A model and a tokenizer small enough for any test, fixed random numbers, and the main job on the tiny preset."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import data
 from model import ModelConfig, Transformer
+
+HOME = Path(__file__).resolve().parent.parent
+TINY = "@config/tiny.args"
+
+
+def command(script, *flags):
+    return [sys.executable, str(HOME / script), TINY, *flags]
 
 
 def small_model(seed=0, **changes):
@@ -35,3 +46,14 @@ def tokenizer(authors):
 @pytest.fixture(scope="session")
 def examples(tokenizer, authors):
     return data.training_examples(tokenizer, authors[0][::9])
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory):
+    """train, asu, eval on the tiny preset, from a directory that is not the repository."""
+    out = tmp_path_factory.mktemp("runs") / "out"
+    for script in ("train.py", "asu.py", "eval.py"):
+        done = subprocess.run(command(script, f"--out={out}"), capture_output=True, text=True, cwd=out.parent)
+        assert done.returncode == 0, done.stderr
+        (out.parent / f"{script}.txt").write_text(done.stdout)
+    return out

@@ -184,3 +184,60 @@ def test_a_loss_that_is_not_finite_names_the_step(examples):
         model.norm.weight[0] = float("inf")
     with pytest.raises(ValueError, match="at step 1 of 2"):
         asu.unlearn(model, examples[:8], examples[8:], **settings())
+
+
+# ------------------------------------------------------------------------------- ours: stronger, and selective
+def test_extrapolation_goes_through_the_smoothed_model_and_on():
+    teacher, reference = random_logp(0), random_logp(1)
+    at = lambda alpha: asu.extrapolated(lambda *_: teacher, lambda *_: reference, alpha)(None, None)
+    assert torch.allclose(at(1.0), teacher, atol=1e-6) and torch.allclose(at(0.0), reference, atol=1e-6)
+    odds = lambda x: x[0, 0, 3] - x[0, 0, 5]
+    assert odds(at(2.0)) == pytest.approx((2 * odds(teacher) - odds(reference)).item(), abs=1e-5)
+    assert torch.allclose(at(2.0).exp().sum(-1), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("teacher", ["cached", "live"])
+def test_unlearning_follows_the_extrapolated_teacher(examples, teacher):
+    records = [{}, {}]
+    for record, alpha in zip(records, (1.0, 2.0)):
+        asu.unlearn(small_model(), examples[:8], examples[8:], record=record, teacher=teacher, alpha=alpha, **settings())
+    assert records[1]["curve"][0]["forget_loss"] > 1.2 * records[0]["curve"][0]["forget_loss"]
+
+
+def toy_nll(tokenizer, rows, fact_heads, costly_heads):
+    """In place of a model: each fact head smoothed adds 1 nat to fact tokens, each costly one 1 nat to all others."""
+    def nll(model, batch, tau):
+        smoothed = {(i, h) for i, row in enumerate(tau) for h, t in enumerate(row) if t > 1}
+        value = torch.full(batch.mask.shape, float(len(smoothed & costly_heads)))
+        for i, row in enumerate(rows):
+            kinds = data.token_classes(tokenizer, row["answers"][i % 5], row["facts"], row["author"])
+            value[i, :len(kinds)][torch.tensor(kinds) == data.FACT] = float(len(smoothed & fact_heads))
+        return value
+    return nll
+
+
+def test_heads_are_chosen_for_the_facts_they_hold_and_not_for_what_they_cost(model, tokenizer, authors, monkeypatch):
+    rows, facts = authors[0][:20], {(0, 1), (1, 0), (1, 3)}
+    monkeypatch.setattr(asu, "answer_nll", toy_nll(tokenizer, rows, facts, {(0, 0), (1, 3)}))
+    table = asu.choose_heads(model, tokenizer, rows, 8.0)
+    assert table == [[1, 8, 1, 1], [8, 1, 1, 1]]                 # (1, 3) holds facts, but costs more than it is worth
+    assert asu.choose_heads(model, tokenizer, rows, 8.0, price=0.1) == [[1, 8, 1, 1], [8, 1, 1, 8]]
+    assert asu.choose_heads(model, tokenizer, rows, 8.0, layers=[1], at_once=1) == [[1, 1, 1, 1], [8, 1, 1, 1]]
+
+
+def test_heads_are_chosen_without_the_held_out_phrasings(model, tokenizer, authors, monkeypatch):
+    seen, encode = [], data.encode
+    monkeypatch.setattr(data, "encode", lambda t, q, a: seen.append((q, a)) or encode(t, q, a))
+    rows = authors[0][:20]
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)
+    asu.choose_heads(model, tokenizer, rows, 8.0, price=0.0)
+    assert len(seen) == 20 and all(q in row["questions"] and a in row["answers"] for (q, a), row in zip(seen, rows))
+
+
+def test_heads_cannot_be_chosen_without_facts_or_worth(model, tokenizer, authors, monkeypatch):
+    with pytest.raises(ValueError, match="this data names none"):
+        asu.choose_heads(model, tokenizer, [authors[0][0] | {"facts": []}], 8.0)
+    monkeypatch.setattr(asu, "answer_nll", toy_nll(tokenizer, authors[0][:20], set(), set()))
+    with pytest.raises(ValueError, match="no head is worth smoothing"):
+        asu.choose_heads(model, tokenizer, authors[0][:20], 8.0)
