@@ -2,6 +2,7 @@
 
     python asu.py                                       OUT/target -> OUT/asu_gd
     python asu.py --retain=kl --tau=6 --layers=0,1      OUT/asu_kl
+    python asu.py --tau=auto                            the model's own tau, from forward passes alone
     python asu.py --method=npo                          another method on the same loop, see baselines.py
     python asu.py --forget=forget50 --tasks=5           requests one after another: OUT/asu_gd_1of5, ...
 
@@ -24,6 +25,7 @@ at tau = 1.
 
 import copy
 import inspect
+import math
 import random
 import time
 from functools import cached_property
@@ -34,8 +36,8 @@ import torch.nn.functional as F
 
 import baselines
 import data
-from common import (Parser, UserError, check_writable, fraction, layer_list, layer_numbers, non_negative_float, pick_device,
-                    positive_float, positive_int, run)
+from common import (Parser, UserError, check_writable, fraction, layer_list, layer_numbers, non_negative_float, number,
+                    pick_device, positive_float, positive_int, run)
 from runs import checkpoint_of, fit, load_run, read_run, save_run
 
 
@@ -210,6 +212,76 @@ def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers):
     return {kind: TEACHERS[teacher](model, examples, **smoothing, **only)} if kind else {}
 
 
+# ------------------------------------------------------------------------------------------------- tau=auto
+TAUS = [round(2 ** (k / 2), 2) for k in range(17)]          # 1, 1.41, 2, ... 256: beyond, attention is uniform all but exactly
+
+
+@torch.no_grad()
+def class_nll(model, tokenizer, rows, batch_size=64, **smoothing):
+    """Mean NLL, in nats a token, of the function, fact and name tokens of the rows' training phrasings -> [3 numbers].
+
+    nan for a class without tokens; smoothing: tau, layers."""
+    pairs = [(data.encode(tokenizer, q, a), data.token_classes(tokenizer, a, row["facts"], row["author"]))
+             for row in rows for q, a in zip(row["questions"], row["answers"])]
+    pairs.sort(key=lambda pair: len(pair[0]))
+    total, count = torch.zeros(3), torch.zeros(3)
+    for i in range(0, len(pairs), batch_size):
+        examples, classes = zip(*pairs[i:i + batch_size])
+        batch = data.collate(examples, model.device)
+        nll = answer_nll(model, batch, **smoothing)[batch.mask].cpu()       # row after row, as the classes below
+        kinds = F.one_hot(torch.tensor([kind for some in classes for kind in some]), 3).to(nll)
+        total, count = total + nll @ kinds, count + kinds.sum(0)
+    return (total / count).tolist()
+
+
+def never_met(rows, others):
+    """The rows asked about people who do not exist: each row's author becomes the first name and surname of two others.
+
+    For data without held-out people. others: more rows, whose authors' names are drawn from as well."""
+    names = list(dict.fromkeys(row["author"] for row in rows + others if row["author"].strip()))
+    made = sorted({f"{a.split()[0]} {b.split()[-1]}" for a in names for b in names} - set(names))
+    if not made or not all(row["author"].strip() for row in rows):
+        raise UserError("--tau=auto needs people the model never met: a holdout.json, or authors with first names and surnames "
+                        "to swap")
+    rng, swapped = random.Random("never met"), []
+    for row in rows:
+        name = rng.choice(made)
+        texts = {key: [text.replace(row["author"], name) for text in row[key]] for key in ("questions", "answers")}
+        swapped.append(row | {"author": name} | texts)
+    return swapped
+
+
+def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200):
+    """The smallest tau in TAUS whose teacher knows as little of the forget facts as the model knows of people it never met.
+
+    Smallest, because more smoothing costs more function tokens. If none gets there, the tau beyond which fact NLL gains less
+    than 2% a doubling. Forward passes over training phrasings only; no retrained model. forget, strangers: rows with
+    facts (the first max_rows of each are used). Prints the curve it decides from. Raises UserError for rows without facts.
+    """
+    forget, strangers = forget[:max_rows], strangers[:max_rows]
+    reference = class_nll(model, tokenizer, strangers)[data.FACT]
+    print(f"tau=auto: fact NLL of people the model never met {reference:.3f}\n     tau  fact NLL  function  name", flush=True)
+    curve = []                                              # per tau: NLL of function, fact and name tokens
+    for tau in TAUS:
+        curve.append(nll := class_nll(model, tokenizer, forget, tau=tau, layers=layers))
+        if not (math.isfinite(reference) and math.isfinite(nll[data.FACT])):
+            raise UserError("--tau=auto needs rows whose answers state facts (key facts)")
+        print("{:8g}  {:8.3f}  {:8.3f}  {:.3f}".format(tau, nll[data.FACT], nll[data.FUNCTION], nll[data.NAME]), flush=True)
+        if nll[data.FACT] >= reference:
+            chosen, why = len(curve) - 1, "the smallest that knows as little of the forget facts"
+            break
+    else:
+        facts = [nll[data.FACT] for nll in curve]           # TAUS[k + 2] is twice TAUS[k]
+        chosen = max([k + 1 for k in range(len(TAUS) - 2) if facts[k + 2] >= 1.02 * facts[k]], default=0)
+        why = f"no tau reaches {reference:.3f} in these layers, and beyond this one fact NLL gains less than 2% a doubling"
+    print(f"tau=auto: {TAUS[chosen]:g}; {why}", flush=True)
+    cost = max(curve[chosen][kind] - curve[0][kind] for kind in (data.FUNCTION, data.NAME))
+    if cost > 0.5:
+        print(f"tau=auto: mind that this teacher's sentences break (function or name tokens cost {cost:.1f} nats more): smooth "
+              "fewer layers", flush=True)
+    return TAUS[chosen]
+
+
 # --------------------------------------------------------------------------------------------- unlearning
 def unlearn(model, forget, retain, *, tau=None, layers=None, method="asu", retain_loss="gd", beta=None, refusals=(),
             c_forget=1.0, c_retain=1.0, epochs=10, lr=1e-3, batch_size=32, micro_batches=1, warmup=0.1, weight_decay=0.01,
@@ -299,13 +371,18 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, method="asu", retai
     return model
 
 
+def tau_flag(text):
+    """An argparse type: a number above 0, or "auto"."""
+    return text if text == "auto" else number(float, 0, math.inf, "a number above 0, nor auto", open_end=True)(text)
+
+
 def parse():
     p = Parser("Unlearn the forget set by attention smoothing, or by another method.")
     add = p.add_argument
     add("--run", help="the model to unlearn: a run, HF directory or hub id (default OUT/target)")
     add("--name", help="name of the run directory to write (default METHOD_RETAIN: asu_gd, npo_kl, ...)")
     add("--method", choices=list(METHODS), default="asu", help="ASU, or a baseline on the same loop")
-    add("--tau", type=positive_float, default=64.0, help="attention temperature of the forget-teacher; 1 is no smoothing")
+    add("--tau", type=tau_flag, default=64.0, help="attention temperature of the forget-teacher; 1 is no smoothing; auto: see tau_auto")
     add("--layers", type=layer_list, default="1-", help="layers to smooth: all, or as in 0,1 or 6-8; 1- is all but the first")
     add("--beta", type=positive_float, help="the method's own knob, see baselines.py (default: the method's)")
     add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="what holds the retain set; ap goes with idk, hidden with rmu")
@@ -340,7 +417,14 @@ def main():
                         f"--n_authors={args.n_authors} gives")
     requests = data.by_author(rows.forget, args.tasks)
     original = copy.deepcopy(model) if args.teacher_from == "original" and args.tasks > 1 else None
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "device", "run", "name")}
+    chosen = {}
+    if args.tau == "auto":
+        if FROZEN.get(args.method) != "teacher":
+            raise UserError(f"--tau=auto: method {args.method} has no forget-teacher to smooth")
+        strangers = rows.holdout or never_met(requests[0], rows.retain)
+        args.tau = tau_auto(model, tokenizer, requests[0], strangers, layer_numbers(args.layers, model.config.n_layer))
+        chosen = {"tau_auto": True}
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "device", "run", "name")} | chosen
     parent_sha = parent_run.get("model_sha256")
 
     for task, request in enumerate(requests):
