@@ -382,7 +382,8 @@ def parse():
     add("--run", help="the model to unlearn: a run, HF directory or hub id (default OUT/target)")
     add("--name", help="name of the run directory to write (default METHOD_RETAIN: asu_gd, npo_kl, ...)")
     add("--method", choices=list(METHODS), default="asu", help="ASU, or a baseline on the same loop")
-    add("--tau", type=tau_flag, default=64.0, help="attention temperature of the forget-teacher; 1 is no smoothing; auto: see tau_auto")
+    add("--tau", type=tau_flag, default=64.0, help="attention temperature of the forget-teacher; 1 is no smoothing; "
+        "auto: chosen from the model's own NLL, see tau_auto")
     add("--layers", type=layer_list, default="1-", help="layers to smooth: all, or as in 0,1 or 6-8; 1- is all but the first")
     add("--beta", type=positive_float, help="the method's own knob, see baselines.py (default: the method's)")
     add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="what holds the retain set; ap goes with idk, hidden with rmu")
