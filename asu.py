@@ -2,6 +2,7 @@
 
     python asu.py                                       OUT/target -> OUT/asu_gd
     python asu.py --retain=kl --tau=6 --layers=0,1      OUT/asu_kl
+    python asu.py --tau=auto                            the model's own tau, from forward passes alone
     python asu.py --method=npo                          another method on the same loop, see baselines.py
     python asu.py --forget=forget50 --tasks=5           requests one after another: OUT/asu_gd_1of5, ...
 
@@ -34,17 +35,14 @@ import torch.nn.functional as F
 
 import baselines
 import data
-from common import (Parser, UserError, check_writable, fraction, layer_list, layer_numbers, non_negative_float, pick_device,
-                    positive_float, positive_int, run)
+from choose import smoothing, tau_flag
+from common import (Parser, UserError, check_writable, fraction, layer_list, non_negative_float, pick_device, positive_float,
+                    positive_int, run)
+from data import answer_logp, answer_nll, mean_over_answers
 from runs import checkpoint_of, fit, load_run, read_run, save_run
 
 
 # ------------------------------------------------------------------------------------------------- losses
-def mean_over_answers(x, mask):
-    """(B, T) values a token -> scalar: mean over each sequence's unmasked tokens, then over sequences."""
-    return ((x * mask).sum(1) / mask.sum(1)).mean()
-
-
 def forward_kl(teacher_logp, student_logp, mask):
     """KL(teacher || student), the teacher first: mass where the teacher has mass (equation of L_ASU). -> scalar >= 0.
 
@@ -52,17 +50,6 @@ def forward_kl(teacher_logp, student_logp, mask):
     """
     kl = F.kl_div(student_logp, teacher_logp, reduction="none", log_target=True).sum(-1)        # (B, T)
     return mean_over_answers(kl, mask)
-
-
-def answer_logp(model, batch, **kw):
-    """Log-probabilities (B, A, V) at the answer tokens. Only those positions are projected to the vocabulary."""
-    return model.lm_head(batch.at_answers(model.hidden(batch.idx, **kw))).float().log_softmax(-1)
-
-
-def answer_nll(model, batch, **kw):
-    """-log p(y_t | x, y_<t) of every answer token, (B, A), in nats; 0 on padding."""
-    logits = model.lm_head(batch.at_answers(model.hidden(batch.idx, **kw))).float()             # (B, A, V)
-    return F.cross_entropy(logits.transpose(1, 2), batch.target, reduction="none") * batch.mask
 
 
 class Answers:
@@ -209,52 +196,6 @@ def extrapolated(teacher, reference, alpha):
     return logp
 
 
-@torch.no_grad()
-def choose_heads(model, tokenizer, rows, tau, layers=None, price=5.0, at_once=3):
-    """Selective smoothing: which heads to smooth, found by forward passes alone -> (n_layer, n_head) table of tau or 1.
-
-    Greedy: again and again the heads whose smoothing adds most to the NLL of fact tokens, less `price` times what it adds to
-    that of function and name tokens, until none is worth its price. It looks at one training phrasing of each (of at most 128)
-    forget question; held-out phrasings are left for the evaluation. Ours, not the paper's. Raises ValueError without facts.
-    """
-    rows = [row for row in rows if row["facts"]][:128]
-    if not rows:
-        raise UserError("heads are chosen by the facts in the answers, and this data names none; smooth them all")
-    pairs = [(row["questions"][i % len(row["questions"])], row["answers"][i % len(row["answers"])]) for i, row in enumerate(rows)]
-    batch = data.collate([data.encode(tokenizer, q, a) for q, a in pairs], model.device)
-    classes = torch.full(batch.mask.shape, -1)
-    for i, (row, (_, answer)) in enumerate(zip(rows, pairs)):
-        kinds = data.token_classes(tokenizer, answer, row["facts"], row["author"])
-        classes[i, :len(kinds)] = torch.tensor(kinds)
-
-    def nlls(table):
-        nll = answer_nll(model, batch, tau=table).cpu()
-        return [nll[classes == kind].mean().item() if (classes == kind).any() else 0.0 for kind in (data.FACT, data.FUNCTION, data.NAME)]
-
-    c = model.config
-    table, free = torch.ones(c.n_layer, c.n_head), [(i, h) for i in layers or range(c.n_layer) for h in range(c.n_head)]
-    before = now = nlls(table)
-    while free:
-        worth = []
-        for head in free:
-            table[head] = tau
-            fact, function, name = (new - old for new, old in zip(nlls(table), now))
-            worth.append((fact - price * (function + name), head))
-            table[head] = 1
-        best = [head for value, head in sorted(worth, reverse=True)[:at_once] if value > 0]
-        if not best:
-            break
-        for head in best:
-            table[head] = tau
-            free.remove(head)
-        now = nlls(table)
-    print(f"smoothing {int((table > 1).sum())} of {table.numel()} heads: NLL of " + ", ".join(
-        f"{kind} tokens {a:.2f} -> {b:.2f}" for kind, a, b in zip(("fact", "function", "name"), before, now)), flush=True)
-    if (table == 1).all():
-        raise UserError(f"at tau={tau} no head is worth smoothing; --heads=all smooths them all")
-    return table.tolist()
-
-
 def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers, alpha=1.0):
     """What a loss asks of theta_0 about the examples that will be drawn, by name, see Answers."""
     kind = FROZEN.get(loss)
@@ -358,25 +299,17 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     return model
 
 
-def smoothing(model, tokenizer, rows, method, tau, layers, heads):
-    """--tau, --layers, --heads as flags -> (tau, layers) as model.attention_scales takes them."""
-    layers = layer_numbers(layers, model.config.n_layer)
-    model.attention_scales(tau, layers)                     # refuses bad layers before any work
-    if heads == "all" or tau == 1 or FROZEN.get(method) != "teacher":
-        return tau, layers
-    return choose_heads(model, tokenizer, rows, tau, layers), None
-
-
 def parse():
     p = Parser("Unlearn the forget set by attention smoothing, or by another method.")
     add = p.add_argument
     add("--run", help="the model to unlearn: a run, HF directory or hub id (default OUT/target)")
     add("--name", help="name of the run directory to write (default METHOD_RETAIN: asu_gd, npo_kl, ...)")
     add("--method", choices=list(METHODS), default="asu", help="ASU, or a baseline on the same loop")
-    add("--tau", type=positive_float, default=1000.0, help="attention temperature of the forget-teacher; 1 is no smoothing")
+    add("--tau", type=tau_flag, default=1000.0, help="attention temperature of the forget-teacher; 1 is no smoothing; auto: from the "
+        "model's own NLL, see choose.py")
     add("--layers", type=layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8; 1- is all but the first")
     add("--heads", choices=["auto", "all"], default="auto", help="smooth the heads that facts need most (auto), or all, as the paper")
-    add("--alpha", type=positive_float, default=1.3, help="strengthen the teacher: z + alpha (z_tau - z); 1 is the paper's")
+    add("--alpha", type=positive_float, default=1.2, help="strengthen the teacher: z + alpha (z_tau - z); 1 is the paper's")
     add("--beta", type=positive_float, help="the method's own knob, see baselines.py (default: the method's)")
     add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="what holds the retain set; ap goes with idk, hidden with rmu")
     add("--c_forget", type=non_negative_float, default=1.0, help="weight of the forget loss")
@@ -410,6 +343,7 @@ def main():
                         f"--n_authors={args.n_authors} gives")
     requests = data.by_author(rows.forget, args.tasks)
     original = copy.deepcopy(model) if args.teacher_from == "original" and args.tasks > 1 else None
+    smooths = FROZEN.get(args.method) == "teacher"
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "device", "run", "name")}
     parent_sha = parent_run.get("model_sha256")
 
@@ -426,8 +360,10 @@ def main():
             return {f"{part}_fact_accuracy": data.fact_accuracy(model, tokenizer, some)
                     for part, some in (("forget", request), ("retain", kept))}
 
-        record = {}
-        tau, layers = smoothing(model if original is None else original, tokenizer, request, args.method, args.tau, args.layers, args.heads)
+        record, tau, layers, start = {}, None, None, time.perf_counter()
+        if smooths:
+            tau, layers = smoothing(original or model, tokenizer, request, rows, args.tau, args.layers, args.heads)
+        choosing = time.perf_counter() - start
         unlearn(model, data.training_examples(tokenizer, request), data.training_examples(tokenizer, kept), tau=tau,
                 layers=layers, alpha=args.alpha, method=args.method, retain_loss=args.retain,
                 beta=args.beta, refusals=[data.encode(tokenizer, "", text).answer for text in data.REFUSALS],
@@ -435,6 +371,7 @@ def main():
                 micro_batches=args.micro_batches, warmup=args.warmup, weight_decay=args.weight_decay,
                 grad_clip=args.grad_clip, seed=args.seed, teacher=args.teacher, teacher_model=original, check=check,
                 record=record, checkpoint=checkpoint_of(path), resume=args.resume, settings=settings | inputs)
+        record["seconds"] = round(record["seconds"] + choosing, 2)
         if args.tasks > 1:                                  # is what was forgotten first still forgotten?
             record["fact_accuracy_by_request"] = [data.fact_accuracy(model, tokenizer, some) for some in requests]
         parent_sha = save_run(path, model, tokenizer, {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **record})

@@ -312,7 +312,8 @@ def teachers(records):
         if settings["method"] in ("asu", "asu_idk"):
             where = "" if settings["layers"] == "all" else f"_layers{settings['layers']}"
             where = f"_{sum(t != 1 for row in tau for t in row)}heads" if isinstance(tau, list) else where
-            found[f"teacher_tau{settings['tau']:g}{where}"] = tau, "all" if isinstance(tau, list) else settings["layers"]
+            at = max(max(row) for row in tau) if isinstance(tau, list) else tau
+            found[f"teacher_tau{at:g}{where}"] = tau, "all" if isinstance(tau, list) else settings["layers"]
     return found
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 import data
-from asu import answer_nll, mean_over_answers
 from common import (Parser, check_writable, fraction, non_negative_float, number, pick_device, positive_float, positive_int,
                     run)
+from data import answer_nll, mean_over_answers
 from model import ModelConfig, Transformer
 from runs import checkpoint_of, fit, load_run, read_run, save_run
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from common import UserError, write_file
 from data import authors
@@ -248,6 +249,22 @@ def collate(examples, device="cpu"):
         target[i, :a] = e.answer
         mask[i, :a] = True
     return Batch(*(torch.from_numpy(x).to(device) for x in (idx, position, target, mask)))
+
+
+def mean_over_answers(x, mask):
+    """(B, T) values a token -> scalar: mean over each sequence's unmasked tokens, then over sequences."""
+    return ((x * mask).sum(1) / mask.sum(1)).mean()
+
+
+def answer_logp(model, batch, **kw):
+    """Log-probabilities (B, A, V) at the answer tokens. Only those positions are projected to the vocabulary."""
+    return model.lm_head(batch.at_answers(model.hidden(batch.idx, **kw))).float().log_softmax(-1)
+
+
+def answer_nll(model, batch, **kw):
+    """-log p(y_t | x, y_<t) of every answer token, (B, A), in nats; 0 on padding."""
+    logits = model.lm_head(batch.at_answers(model.hidden(batch.idx, **kw))).float()             # (B, A, V)
+    return F.cross_entropy(logits.transpose(1, 2), batch.target, reduction="none") * batch.mask
 
 
 def bucketed(lengths, batch_size, rng):

@@ -15,13 +15,13 @@ from common import Parser, UserError, check_writable, positive_int, run, write_f
 from experiments.trials import draws, gaps, run_trials
 from report import plot_ablation
 
-DEFAULT = {"method": "asu", "retain_loss": "gd", "tau": 1000.0, "layers": "all", "heads": "auto", "alpha": 1.3, "c_forget": 1.0, "epochs": 10, "lr": 1e-3}
+DEFAULT = {"method": "asu", "retain_loss": "gd", "tau": 1000.0, "layers": "all", "heads": "auto", "alpha": 1.2, "c_forget": 1.0, "epochs": 10, "lr": 1e-3}
 PAPER = {"heads": "all", "alpha": 1.0}
 AXES = {        # name -> settings that differ from DEFAULT
     "tau": [{"tau": tau, **PAPER} for tau in (1.5, 2.3, 4.0, 8.0, 16.0)],
     "tau, layers 1-": [{"tau": tau, "layers": "1-", **PAPER} for tau in (4.0, 16.0, 64.0, 1000.0)],
     "layers": [{"layers": layers, **PAPER} for layers in ("0", "1", "2-3", "4-5", "2-", "1-", "all")],
-    "alpha": [{"alpha": alpha} for alpha in (1.0, 1.3, 1.6, 2.0)],
+    "alpha": [{"alpha": alpha} for alpha in (1.0, 1.2, 1.5, 2.0)],
     "c_forget": [{"c_forget": c} for c in (0.1, 0.3, 1.0, 3.0)],
     "epochs": [{"epochs": n} for n in (1, 2, 5, 10)],
 }

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import asu
 import data
 import eval
+from choose import smoothing
 from common import HOME, UserError, write_file
 from runs import load_run, peak_mb
 
@@ -68,7 +69,7 @@ def trial(spec):
         layers, heads = unlearn.pop("layers", "all"), unlearn.pop("heads", "all")
         with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):
             if "tau" in unlearn:
-                unlearn["tau"], unlearn["layers"] = asu.smoothing(model, tokenizer, rows.forget, unlearn["method"], unlearn["tau"], layers, heads)
+                unlearn["tau"], unlearn["layers"] = smoothing(model, tokenizer, rows.forget, rows, unlearn["tau"], layers, heads)
             choosing = time.perf_counter() - start
             asu.unlearn(model, *(data.training_examples(tokenizer, part) for part in (rows.forget, rows.retain)), record=cost,
                         refusals=[data.encode(tokenizer, "", text).answer for text in data.REFUSALS], **unlearn)
@@ -76,11 +77,10 @@ def trial(spec):
         cost = {k: cost[k] for k in ("seconds", "tokens", "steps")} | {"peak_mb": peak_mb(model.device)}
     sets = {name: some[::-(-len(some) // spec["max_rows"])] for name, some in rows.sets.items()}
     slot_values = data.slot_values([row for some in rows.sets.values() for row in some])
-    smoothing = spec.get("smoothing") or {}
-    if smoothing:
-        tau, layers = asu.smoothing(model, tokenizer, rows.forget, "asu", *(smoothing[k] for k in ("tau", "layers", "heads")))
-        smoothing = {"tau": tau, "layers": layers}
-    result, values, _ = eval.measure(model, tokenizer, sets, rows.holdout[:spec["max_rows"]], slot_values, smoothing)
+    smoothed = {}
+    if flags := spec.get("smoothing"):
+        smoothed = dict(zip(("tau", "layers"), smoothing(model, tokenizer, rows.forget, rows, *(flags[k] for k in ("tau", "layers", "heads")))))
+    result, values, _ = eval.measure(model, tokenizer, sets, rows.holdout[:spec["max_rows"]], slot_values, smoothed)
     values = {part: {k: np.asarray(v).tolist() for k, v in some.items() if k != "scores"} for part, some in values.items()}
     done = {"spec": spec, "result": result | {"cost": cost}, "values": values}
     write_file(file, json.dumps(done) + "\n")

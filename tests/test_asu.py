@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import asu
+import choose
 import data
 from tests.conftest import small_model
 
@@ -218,11 +219,11 @@ def toy_nll(tokenizer, rows, fact_heads, costly_heads):
 
 def test_heads_are_chosen_for_the_facts_they_hold_and_not_for_what_they_cost(model, tokenizer, authors, monkeypatch):
     rows, facts = authors[0][:20], {(0, 1), (1, 0), (1, 3)}
-    monkeypatch.setattr(asu, "answer_nll", toy_nll(tokenizer, rows, facts, {(0, 0), (1, 3)}))
-    table = asu.choose_heads(model, tokenizer, rows, 8.0)
+    monkeypatch.setattr(choose, "answer_nll", toy_nll(tokenizer, rows, facts, {(0, 0), (1, 3)}))
+    table = choose.choose_heads(model, tokenizer, rows, 8.0)
     assert table == [[1, 8, 1, 1], [8, 1, 1, 1]]                 # (1, 3) holds facts, but costs more than it is worth
-    assert asu.choose_heads(model, tokenizer, rows, 8.0, price=0.1) == [[1, 8, 1, 1], [8, 1, 1, 8]]
-    assert asu.choose_heads(model, tokenizer, rows, 8.0, layers=[1], at_once=1) == [[1, 1, 1, 1], [8, 1, 1, 1]]
+    assert choose.choose_heads(model, tokenizer, rows, 8.0, price=0.1) == [[1, 8, 1, 1], [8, 1, 1, 8]]
+    assert choose.choose_heads(model, tokenizer, rows, 8.0, layers=[1], at_once=1) == [[1, 1, 1, 1], [8, 1, 1, 1]]
 
 
 def test_heads_are_chosen_without_the_held_out_phrasings(model, tokenizer, authors, monkeypatch):
@@ -231,13 +232,13 @@ def test_heads_are_chosen_without_the_held_out_phrasings(model, tokenizer, autho
     rows = authors[0][:20]
     with torch.no_grad():
         model.lm_head.weight.mul_(3)
-    asu.choose_heads(model, tokenizer, rows, 8.0, price=0.0)
+    choose.choose_heads(model, tokenizer, rows, 8.0, price=0.0)
     assert len(seen) == 20 and all(q in row["questions"] and a in row["answers"] for (q, a), row in zip(seen, rows))
 
 
 def test_heads_cannot_be_chosen_without_facts_or_worth(model, tokenizer, authors, monkeypatch):
     with pytest.raises(ValueError, match="this data names none"):
-        asu.choose_heads(model, tokenizer, [authors[0][0] | {"facts": []}], 8.0)
-    monkeypatch.setattr(asu, "answer_nll", toy_nll(tokenizer, authors[0][:20], set(), set()))
+        choose.choose_heads(model, tokenizer, [authors[0][0] | {"facts": []}], 8.0)
+    monkeypatch.setattr(choose, "answer_nll", toy_nll(tokenizer, authors[0][:20], set(), set()))
     with pytest.raises(ValueError, match="no head is worth smoothing"):
-        asu.choose_heads(model, tokenizer, authors[0][:20], 8.0)
+        choose.choose_heads(model, tokenizer, authors[0][:20], 8.0)

@@ -86,6 +86,7 @@ def test_nothing_is_run_twice_and_the_digits_stay(done, monkeypatch):
 
 
 def test_ablation_and_continual_unlearning_end_to_end(done, monkeypatch):
+    monkeypatch.setitem(ablate.DEFAULT, "heads", "all")      # so little a model has no head that facts need
     monkeypatch.setattr(ablate, "AXES", {"epochs": [{"epochs": 1}, {"epochs": 2}]})
     call(monkeypatch, ablate, f"--out={done}", *FLAGS, "--seeds=1")
     points = json.loads((done / "ablate/ablate.json").read_text())["axes"]["epochs"]

@@ -1,0 +1,182 @@
+"""The measures of experiments/analyze.py by hand, and a smoke run on the tiny preset."""
+
+import json
+import math
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import asu
+import common
+import data
+import train
+from experiments import analyze
+from tests.conftest import small_model
+
+
+# ------------------------------------------------------------------------------------------------ measures
+def test_attention_entropy_is_one_for_a_uniform_prefix_and_zero_for_one_key():
+    uniform = torch.ones(4, 4).tril() / torch.arange(1, 5)[:, None]
+    assert torch.allclose(analyze.attention_entropy(uniform.view(1, 1, 4, 4)), torch.ones(1, 1, 4))
+    rows = torch.tensor([[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0.5, 0, 0.5, 0]])
+    assert analyze.attention_entropy(rows.view(1, 1, 4, 4))[0, 0].tolist() == pytest.approx([1, 0, 0, 0.5])     # ln 2 / ln 4
+
+
+def test_reading_answers_is_the_loss_and_the_entropy_where_each_token_is_predicted(model, examples):
+    together = analyze.read_answers(model, examples[:7], batch_size=3, tau=2.0, layers=[1])
+    for example, (nll, entropy) in zip(examples, together):
+        batch, weights = data.collate([example]), []
+        with torch.no_grad():
+            expected = asu.answer_nll(model, batch, tau=2.0, layers=[1], weights=weights)[0]
+        assert nll == pytest.approx(expected.numpy(), abs=1e-4) and entropy.shape == (2, 4, len(example.answer))
+        for t in (0, len(example.answer) - 1):                              # the last prompt token predicts the first
+            row = weights[1][0, 2, len(example.prompt) - 1 + t]
+            row = row[row > 0]
+            assert entropy[1, 2, t] == pytest.approx(-(row * row.log()).sum().item() / math.log(len(example.prompt) + t), abs=1e-4)
+    for _, entropy in analyze.read_answers(model, examples[:7], tau=1e9):
+        assert entropy == pytest.approx(np.ones_like(entropy), abs=1e-5)
+    assert analyze.read_answers(model, examples[:1], entropy=False)[0][1] is None
+
+
+def test_the_lens_at_the_last_layer_is_the_model_itself(model, examples):
+    batch = data.collate(examples[:5])
+    with torch.no_grad():
+        own = asu.answer_logp(model, batch, tau=3.0)
+        assert torch.equal(analyze.logit_lens(model, batch, model.config.n_layer, tau=3.0), own)
+        assert not torch.allclose(analyze.logit_lens(model, batch, 1, tau=3.0), own, atol=0.1)
+        first = analyze.logit_lens(model, batch, 0)                         # no layer yet: the token by itself
+    alone = model.lm_head(model.norm(model.embed_tokens.weight[batch.idx[0, batch.position[0, 0]]])).log_softmax(-1)
+    assert torch.allclose(first[0, 0], alone, atol=1e-5)
+
+
+def test_rank_and_log_probability_of_the_true_token(model, examples):
+    at = [len(e.answer) - 1 - (i % 2) for i, e in enumerate(examples[:5])]
+    logp, rank = analyze.lens(model, examples[:5], at, batch_size=2)
+    assert logp.shape == rank.shape == (5, model.config.n_layer + 1)
+    for i, e in enumerate(examples[:5]):
+        with torch.no_grad():
+            full = model(torch.tensor([(e.prompt + e.answer)[:-1]])).log_softmax(-1)[0, len(e.prompt) - 1 + at[i]]
+        assert logp[i, -1] == pytest.approx(full[e.answer[at[i]]].item(), abs=1e-4)
+        assert rank[i, -1] == full.argsort(descending=True).tolist().index(e.answer[at[i]]) + 1
+
+
+def test_means_are_over_tokens_and_intervals_over_questions():
+    assert analyze.mean([2.0, 0.0], [1, 3])[0] == 0.5                       # not the mean 1 of the questions' means
+    value, low, high = analyze.mean(np.arange(100.0), 1)
+    error = np.std(np.arange(100), ddof=1) / 10
+    assert value == 49.5 and low == pytest.approx(value - 1.96 * error, abs=1) and high == pytest.approx(value + 1.96 * error, abs=1)
+    assert analyze.mean([3.0] * 5, 1) == [3.0, 3.0, 3.0]
+    assert analyze.mean([[1.0, 2.0], [3.0, 4.0]], [[1], [1]])[0] == [2.0, 3.0]
+    assert np.isnan(analyze.mean([0.0, 0.0], [0, 0])).all()
+    value, low, high = analyze.median(np.array([[1.0], [2.0], [100.0]]))
+    assert value == [2.0] and 1 <= low[0] <= 2 <= high[0] <= 100
+    assert analyze.finite({"a": [1.0, float("nan")], "b": "x"}) == {"a": [1.0, None], "b": "x"}
+
+
+def test_values_of_a_class_are_summed_by_question():
+    values, classes = [np.array([1.0, 2.0, 4.0]), np.array([8.0])], [[1, 0, 1], [0]]
+    assert analyze.per_class(values, classes, 1) == ([5.0, 0.0], [2, 0])
+    assert analyze.per_class(values, classes, 0) == ([2.0, 8.0], [1, 1])
+
+
+def test_gains_of_one_head_alone(examples):
+    """At tau = 1 nothing is gained; in layers of one head, head and layer are the same; signs and sizes by hand."""
+    model, some = small_model(n_head=1, n_kv_head=1, n_layer=2), examples[:6]
+    classes = [[i % 3 for i in range(len(e.answer))] for e in some]
+    none = analyze.head_gains(model, some, classes, 1.0)
+    assert np.abs(none["heads"]["fact"]).max() < 1e-5
+    gains = analyze.head_gains(model, some, classes, 8.0)
+    for kind, number in analyze.CLASSES.items():
+        assert np.array(gains["heads"][kind])[:, :, 0] == pytest.approx(np.array(gains["layers"][kind]), abs=1e-5)
+        by_hand = []
+        for e, c in zip(some, classes):
+            with torch.no_grad():
+                after, before = (asu.answer_nll(model, data.collate([e]), **kw)[0] for kw in ({"tau": 8.0, "layers": [1]}, {}))
+            by_hand += [x for x, k in zip((after - before).tolist(), c) if k == number]
+        assert gains["layers"][kind][0][1] == pytest.approx(np.mean(by_hand), abs=1e-4)
+
+
+def test_a_map_has_one_row_for_each_token_to_predict(model, tokenizer, examples):
+    e = examples[0]
+    weights = np.array(analyze.attention_map(model, tokenizer, e, layer=1, head=2, tau=1e9, layers=[1]))
+    assert weights.shape == (len(e.answer), len(e.prompt) + len(e.answer) - 1)
+    assert weights.sum(1) == pytest.approx(np.ones(len(e.answer)), abs=1e-5)
+    assert weights[0, :len(e.prompt)] == pytest.approx(np.full(len(e.prompt), 1 / len(e.prompt)), abs=1e-5)
+    assert (weights[0, len(e.prompt):] == 0).all()
+
+
+# ----------------------------------------------------------------------------------------------- smoke run
+def call(monkeypatch, module, *flags):
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__.split('.')[-1]}.py", "@config/tiny.args", *flags])
+    common.run(module.main)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    out, patch = tmp_path_factory.mktemp("analyze"), pytest.MonkeyPatch()
+    call(patch, train, f"--out={out}")
+    call(patch, asu, f"--out={out}", "--epochs=1", "--layers=1-")
+    call(patch, asu, f"--out={out}", "--epochs=1", "--method=npo")
+    call(patch, analyze, f"--out={out}", "--max_rows=7", "--runs=npo_gd,asu_gd")
+    patch.undo()
+    return out
+
+
+def test_the_analysis_end_to_end(out):
+    report = json.loads((out / "analyze/analyze.json").read_text())
+    assert (report["tau"], report["layers"], report["data"]["questions"]) == (1000, "1-", {"forget": 7, "retain": 7})
+    models = ["target", "teacher", "npo_gd", "asu_gd", "retrained"]
+    assert list(report["lens"]) == list(report["entropy"]["forget"]) == list(report["attention"]["maps"]) == models
+    assert list(report["tokens"]["runs"]) == models[2:] and len(report["tokens"]["target"]) == len(analyze.TAUS)
+    for value, low, high in (report["tokens"]["target"][0]["nll"]["fact"], report["teacher"]["retain"]["coherence"][0]):
+        assert low <= value <= high
+    assert np.array(report["heads"]["heads"]["fact"]).shape == (3, 2, 2) and np.array(report["lens"]["target"]["rank"]).shape == (3, 3)
+    layer0, layer1 = np.array(report["entropy"]["forget"]["teacher"][0])
+    assert (layer1 > 0.97).all() and report["entropy"]["forget"]["target"][0][0] == pytest.approx(layer0)     # 1- is smoothed
+    assert report["tokens"]["target"][0]["nll"]["fact"] != report["tokens"]["target"][-1]["nll"]["fact"]
+    assert report["attention"]["is_fact"].count(True) >= 1 and len(report["attention"]["predicted"]) == len(report["attention"]["is_fact"])
+    for part in ("tokens", "heads", "attention", "teacher", "entropy", "lens"):
+        assert (out / f"analyze/{part}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_command_gives_the_same_digits(out, tmp_path, monkeypatch, capsys):
+    shutil.copytree(out, tmp_path / "out")
+    call(monkeypatch, analyze, f"--out={tmp_path / 'out'}", "--max_rows=7", "--runs=npo_gd,asu_gd")
+    assert (tmp_path / "out/analyze/analyze.json").read_bytes() == (out / "analyze/analyze.json").read_bytes()
+    printed = capsys.readouterr().out
+    assert "teacher: tau=1000, layers=1-" in printed and "mean head entropy on forget: target 0." in printed
+
+
+@pytest.mark.parametrize("flag, message", [
+    ("--runs=nix", "nix; run python asu.py first"), ("--runs=npo_gd", "none of them was unlearned by a forget-teacher"),
+    ("--runs=target", "none of them"), ("--row=999", "forget questions, from 0 on"), ("--row=-1", "whole number from 0 on"),
+    ("--data_seed=3", "trained on other data"), ("--forget=forget20", "not forget20"), ("--max_rows=0", "at least 1")])
+def test_mistakes_get_one_line(out, monkeypatch, capsys, flag, message):
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, analyze, f"--out={out}", flag)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and message in error
+
+
+def test_without_a_target_it_says_what_to_run(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, analyze, f"--out={tmp_path}")
+    assert "run python train.py first" in capsys.readouterr().err
+
+
+def test_rows_without_facts_are_refused(out, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(out / "data/authors_20_seed0", tmp_path / "data")
+    for file in folder.glob("*.json"):
+        rows = [json.loads(line) | {"facts": []} for line in file.read_text().splitlines()]
+        file.write_text("\n".join(map(json.dumps, rows)))
+    copy = shutil.copytree(out, tmp_path / "out")
+    sha = data.load(str(folder), n_authors=20).sha256
+    for file in copy.glob("*/run.json"):                                    # as if trained on these rows
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps(record | ({"data_sha256": sha} if "data_sha256" in record else {})))
+    with pytest.raises(SystemExit):
+        call(monkeypatch, analyze, f"--out={copy}", f"--data={folder}")
+    assert "rows whose answers state facts (key facts) are needed" in capsys.readouterr().err
