@@ -1,8 +1,9 @@
 """Unlearning by attention smoothing (ASU), after section 3 of arXiv 2603.01285.
 
     python asu.py                                       OUT/target -> OUT/asu_gd
-    python asu.py --retain=kl --tau=6 --layers=0,1      OUT/asu_kl
-    python asu.py --tau=auto                            the model's own tau, from forward passes alone
+    python asu.py --heads=all --alpha=1 --tau=4         the paper's own form: every head at tau
+    python asu.py --retain=kl                           OUT/asu_kl
+    python asu.py --tau=auto --layers=1- --heads=all    tau from forward passes alone, see choose.py
     python asu.py --method=npo                          another method on the same loop, see baselines.py
     python asu.py --forget=forget50 --tasks=5           requests one after another: OUT/asu_gd_1of5, ...
 
@@ -21,6 +22,9 @@ retain set it is held where it was:
 
 x is the prompt, y the answer of T tokens, EOS included; prompt and padding count in neither term. The student always runs
 at tau = 1.
+
+Two additions of ours are on by default, because a model this small recalls and speaks with the same few heads: only the heads
+that facts need are smoothed (--heads=auto, see choose.py), and the teacher is strengthened a little (--alpha, see extrapolated).
 """
 
 import copy
