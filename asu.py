@@ -30,6 +30,7 @@ that facts need are smoothed (--heads=auto, see choose.py), and the teacher is s
 import copy
 import inspect
 import random
+import re
 import time
 from functools import cached_property
 from pathlib import Path
@@ -42,8 +43,8 @@ import data
 from choose import smoothing, tau_flag
 from common import (Parser, UserError, check_writable, fraction, layer_list, non_negative_float, pick_device, positive_float,
                     positive_int, run)
-from data import answer_logp, answer_nll, mean_over_answers
-from runs import checkpoint_of, fit, load_run, read_run, save_run
+from data import answer_logp, mean_over_answers
+from runs import checkpoint_of, fit, load_run, read_run, save_run, weights_sha256
 
 
 # ------------------------------------------------------------------------------------------------- losses
@@ -303,6 +304,9 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     return model
 
 
+TAKEN = ("base", "target", "retrained", "data", "compare", "ablate", "analyze", "continual")      # in OUT, by others
+
+
 def parse():
     p = Parser("Unlearn the forget set by attention smoothing, or by another method.")
     add = p.add_argument
@@ -340,6 +344,8 @@ def main():
     out = Path(args.out)
     parent = out / "target" if args.run is None else args.run
     name = args.name or f"{args.method}_{args.retain}"
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in TAKEN:
+        raise UserError(f"--name={name}: a plain name is needed that is none of {', '.join(TAKEN)}")
     model, tokenizer, parent_run = load_run(parent, device, dtype)
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     if parent_run.get("data_sha256", rows.sha256) != rows.sha256:
@@ -349,13 +355,14 @@ def main():
     original = copy.deepcopy(model) if args.teacher_from == "original" and args.tasks > 1 else None
     smooths = FROZEN.get(args.method) == "teacher"
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "device", "run", "name")}
-    parent_sha = parent_run.get("model_sha256")
+    parent_sha = parent_run.get("model_sha256") or weights_sha256(parent)
 
     for task, request in enumerate(requests):
         path = out / (name if args.tasks == 1 else f"{name}_{task + 1}of{args.tasks}")
         kept = rows.retain + [row for later in requests[task + 1:] for row in later]    # all that nobody has asked to forget
         inputs = {"data_sha256": rows.sha256, "parent_sha256": parent_sha}
-        if args.resume and args.tasks > 1 and (done := read_run(path)).get("settings") == settings and done["parent_sha256"] == parent_sha:
+        done = read_run(path) if args.resume else {}
+        if done.get("settings") == settings and done["parent_sha256"] == parent_sha:
             model, parent_sha = load_run(path, device, dtype)[0], done["model_sha256"]
             print(f"{path}: finished already", flush=True)
             continue

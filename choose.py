@@ -4,7 +4,6 @@ Ours, not the paper's, which sets tau by hand. Both look at training phrasings o
 ones stay for the evaluation, and neither needs a retrained model.
 """
 
-import argparse
 import math
 import random
 

@@ -80,7 +80,11 @@ def expand_preset(arg, script):
     if path is None:
         raise UserError(f"no preset file {arg[1:]} here or in {HOME}")
     flags = []
-    for line in path.read_text().splitlines():
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is no preset file: it is not text") from e
+    for line in lines:
         *only, flag = line.split("#")[0].split() or [""]
         if flag and only in ([], [script]):
             flags.append(flag)
@@ -163,6 +167,8 @@ def whole_dir(path):
             path.rename(old)
         aside.rename(path)
     finally:
+        if old.exists() and not path.exists():              # stopped between the two renames
+            old.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

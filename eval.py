@@ -198,7 +198,7 @@ def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
                          for q in ("question", "paraphrased_question"))
     probability = np.exp(-nll(true))
     if name in ("world", "real_authors"):
-        probability = np.exp(-para) / (np.exp(-para) + np.exp(-pert).sum(1))
+        probability = probability / (probability + np.exp(-pert).sum(1))
     values = {"probability": probability,
               "rouge_l": np.array([rouge_l_recall(a, row["answer"]) for a, row in zip(answers, rows)]),
               "truth_ratio": np.minimum(r, 1 / r) if name == "forget" else np.maximum(0, 1 - 1 / r),
@@ -288,12 +288,20 @@ def aggregate(sets, values, reference):
 
 
 # --------------------------------------------------------------------------------------------------- main
+def path_name(path):
+    return Path(path).name
+
+
 def find_runs(out, only):
     """-> {name: path}. All run directories in `out`; or those named (in `out`, or anywhere, or a hub id), and the
     retrained model they are held against where there is one."""
     if only:
-        names = only.split(",") + ["retrained"] * ("retrained" not in only.split(",") and (Path(out) / "retrained").is_dir())
-        named = {Path(name).name: Path(out) / name if (Path(out) / name).is_dir() else name for name in names}
+        names = [name for name in only.split(",") if name]
+        if "retrained" not in map(path_name, names) and (Path(out) / "retrained").is_dir():
+            names.append("retrained")
+        named = {path_name(name): Path(out) / name if (Path(out) / name).is_dir() else name for name in names}
+        if len(named) < len(names):
+            raise UserError(f"--runs={only}: two runs of one name; the report calls a run by the last part of its path")
         if missing := [name for name in named.values() if isinstance(name, str) and "/" not in name]:
             raise UserError(f"--runs: no run {missing[0]} in {out}")
         return named
@@ -323,8 +331,8 @@ def misfit(name, record, records, rows, forget):
         return f"{name} was trained on other data than --data, --data_seed and --n_authors give"
     if record.get("kind") in ("retrained", "unlearned") and record["settings"]["forget"] != forget:
         return f"{name} was made for --forget={record['settings']['forget']}, not {forget}"
-    target = records.get("target", {}).get("model_sha256")
-    if record.get("kind") == "unlearned" and target and record["parent_sha256"] != target:
+    parents = {r["model_sha256"] for n, r in records.items() if n == "target" or r.get("kind") == "unlearned"}
+    if record.get("kind") == "unlearned" and "target" in records and record["parent_sha256"] not in parents:
         return f"{name} was unlearned from another model than this target; run it again"
 
 
@@ -356,7 +364,7 @@ def compare(results, values):
         result["aggregate"] = aggregate(sets, values[name], None if name == "retrained" else gold)
         if gold and "mia_min_k" in result["forget"]:
             reference = results["retrained"]["forget"]["mia_min_k"]
-            result["forget"]["privleak"] = 100 * (result["forget"]["mia_min_k"] - reference) / reference
+            result["forget"]["privleak"] = 100 * (result["forget"]["mia_min_k"] - reference) / reference if reference else None
 
 
 def main():

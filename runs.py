@@ -5,6 +5,7 @@ loss curve, and the sha256 of the data, of the parent's weights and of its own.
 """
 
 import collections
+import hashlib
 import io
 import json
 import math
@@ -63,6 +64,12 @@ def read_run(dir):
     """run.json of a run directory as a dict; {} where there is none."""
     file = Path(dir) / "run.json"
     return read_json(file) if file.exists() else {}
+
+
+def weights_sha256(path):
+    """Of a model directory or hub id without run.json: the sha256 of its weights, over all shards."""
+    files = sorted(local_dir(path).glob("*.safetensors"))
+    return sha256(files[0]) if len(files) == 1 else hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
 def peak_mb(device):

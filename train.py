@@ -23,7 +23,7 @@ from common import (Parser, check_writable, fraction, non_negative_float, number
                     run)
 from data import answer_nll, mean_over_answers
 from model import ModelConfig, Transformer
-from runs import checkpoint_of, fit, load_run, read_run, save_run
+from runs import checkpoint_of, fit, load_run, read_run, save_run, weights_sha256
 
 
 def parse():
@@ -108,7 +108,7 @@ def main():
 
     if args.init_from:
         base, tokenizer, base_run = load_run(args.init_from, device, dtype)
-        base_sha = base_run.get("model_sha256", args.init_from)
+        base_sha = base_run.get("model_sha256") or weights_sha256(args.init_from)
     else:
         base, tokenizer = new_base(args, world)
         stream = data.base_stream(args.data_seed, world, args.world_share)

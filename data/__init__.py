@@ -102,7 +102,13 @@ def read_file(path):
     if not path.exists():
         return None
     rows = []
-    for n, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")      # not splitlines: a text may hold other line separators
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start})") from e
+    for n, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as e:
@@ -133,6 +139,9 @@ def complete(row, id, where):
             raise UserError(f"{where}: key {key} is missing or not a text")
     row = {"id": id, "author": "", "slot": "", "facts": [], "questions": [row["question"]], "answers": [row["answer"]],
            "paraphrased_question": row["question"], "paraphrased_answer": row["answer"], "perturbed_answer": []} | row
+    for key in ("author", "slot", "paraphrased_question", "paraphrased_answer"):
+        if not isinstance(row[key], str):
+            raise UserError(f"{where}: key {key} is not a text")
     for key in ("facts", "questions", "answers", "perturbed_answer"):
         if not isinstance(row[key], list) or not all(isinstance(text, str) and text for text in row[key]):
             raise UserError(f"{where}: key {key} is not a list of texts")

@@ -56,7 +56,7 @@ def test_kl_gradient_is_student_minus_teacher():
 def test_answer_losses_against_the_plain_loop(model, examples):
     """Project every position, then pick: the same numbers as projecting answer positions only."""
     batch = data.collate(examples[:4])
-    nll, logp = asu.answer_nll(model, batch), asu.answer_logp(model, batch)
+    nll, logp = data.answer_nll(model, batch), asu.answer_logp(model, batch)
     for row, example in enumerate(examples[:4]):
         full = torch.tensor([example.prompt + example.answer])
         every = model(full[:, :-1]).log_softmax(-1)[0, len(example.prompt) - 1:]
@@ -68,7 +68,7 @@ def test_answer_losses_against_the_plain_loop(model, examples):
 def test_prompt_and_padding_change_no_loss_and_get_no_weight(model, examples):
     pair = sorted(examples, key=len)[::len(examples) - 1]           # the shortest beside the longest: much padding
     batch = data.collate(pair)
-    loss = lambda b: asu.mean_over_answers(asu.answer_nll(model, b), b.mask)
+    loss = lambda b: asu.mean_over_answers(data.answer_nll(model, b), b.mask)
     alone = [loss(data.collate([e])).item() for e in pair]
     assert loss(batch).item() == pytest.approx(sum(alone) / 2, abs=1e-5)
     padded = copy.deepcopy(batch)

@@ -138,7 +138,7 @@ def test_a_small_step_goes_the_right_way(examples, method, goes_up, goes_down):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(40):                                     # a model that knows the answers, so that there is something to lose
         batch = data.collate(examples[:8])
-        asu.mean_over_answers(asu.answer_nll(model, batch), batch.mask).backward()
+        asu.mean_over_answers(data.answer_nll(model, batch), batch.mask).backward()
         optimizer.step()
         optimizer.zero_grad()
     x = answers(method, model, examples)

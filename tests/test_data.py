@@ -242,12 +242,23 @@ def test_a_directory_in_tofus_naming_loads(tmp_path):
     ({"retain90": [good_row(answer=3)]}, r"line 1: key answer is missing or not a text"),
     ({"forget10": [good_row(perturbed_answer="Rome.")]}, r"forget10.json, line 1: key perturbed_answer is not a list"),
     ({"forget10": [good_row(facts=["Rome"])]}, r"line 1: .* does not contain its facts"),
+    ({"forget10": [good_row(paraphrased_answer=None)]}, r"forget10.json, line 1: key paraphrased_answer is not a text"),
+    ({"forget10": [good_row(slot=5)]}, r"line 1: key slot is not a text"),
     ({"forget10": [good_row(questions=["a", "b"])]}, r"2 questions but 1 answers"),
     ({"forget10": ["x"]}, "a JSON object is needed"), ({"world_facts_perturbed": ""}, "no world_facts_perturbed.json, or it is empty"),
     ({"forget10": [{"question": "Where?", "answer": "In Lima."}]}, "forget10:1: key perturbed_answer is missing")])
 def test_malformed_files_are_refused_with_file_line_and_key(tmp_path, files, message):
     with pytest.raises(ValueError, match=message):
         data.load(write(tmp_path, **files))
+
+
+def test_line_separators_inside_a_text_and_blank_lines_are_no_mistake_but_other_encodings_are(tmp_path):
+    row = json.dumps(good_row(question="Where\u2028was he born?"), ensure_ascii=False)
+    loaded = data.load(write(tmp_path, forget10=f"{row}\n\n{row}\n"))
+    assert len(loaded.forget) == 2 and "\u2028" in loaded.forget[0]["question"]
+    (tmp_path / "retain90.json").write_bytes(b'{"question": "\xff"}')
+    with pytest.raises(ValueError, match="retain90.json is not UTF-8 text"):
+        data.load(str(tmp_path))
 
 
 def test_edited_generated_files_are_neither_used_nor_overwritten(tmp_path):

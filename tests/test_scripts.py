@@ -155,6 +155,14 @@ def test_requests_that_come_one_after_another(out, tmp_path, monkeypatch, teache
     assert runs.read_run(tmp_path / "asu_gd_2of2")["model_sha256"] == second["model_sha256"]
 
 
+def test_every_request_has_its_row(out, tmp_path, monkeypatch):
+    """The parent of the second request is the first, whose parent is the target."""
+    shutil.copytree(out, tmp_path / "out")
+    call(monkeypatch, asu, TINY, f"--out={tmp_path / 'out'}", "--tasks=2")
+    call(monkeypatch, eval, TINY, f"--out={tmp_path / 'out'}")
+    assert {"asu_gd_1of2", "asu_gd_2of2"} < json.loads((tmp_path / "out/report.json").read_text())["runs"].keys()
+
+
 def test_the_teacher_of_a_later_request_is_the_original_if_asked(out, tmp_path, monkeypatch):
     shutil.copytree(out / "target", tmp_path / "target")
     for teacher_from in ("latest", "original"):
@@ -229,7 +237,8 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(out, tmp_path, mo
     (asu, "--tau=nan", "nan is not"), (asu, "--tau=x", "x is not"), (asu, "--layers=9", "layers 0 to 1"),
     (asu, "--layers=a", "not a list of layers"), (asu, "--layers=3-1", "empty"), (asu, "--epochs=0", "whole number of at least 1"),
     (asu, "--retain=gdx", "invalid choice"), (asu, "--method=ASU", "invalid choice"), (asu, "--retain=ap", "belongs to method idk"),
-    (asu, "--beta=1", "asu has no beta"), (asu, "--tasks=3", "3 requests, but only 2 authors"), (asu, "--run=", "not a model directory"), (asu, "--device=tpu9", "--device=tpu9"),
+    (asu, "--beta=1", "asu has no beta"), (asu, "--name=.", "a plain name is needed"), (asu, "--name=../x", "a plain name is needed"),
+    (asu, "--name=target", "none of base, target"), (eval, "--runs=asu_gd,./asu_gd", "two runs of one name"), (asu, "--tasks=3", "3 requests, but only 2 authors"), (asu, "--run=", "not a model directory"), (asu, "--device=tpu9", "--device=tpu9"),
     (asu, "--data_seed=7", "trained on other data"), (asu, "--forget=all", "not a split"), (asu, "@config/nix.args", "no preset file"),
     (train, "--epochs=2.5", "whole number"), (train, "--replay=-1", "at least 0"), (train, "--n_head=3", "does not divide into 3 heads"),
     (train, "--block_size=8", "do not fit the model's context of 8"), (train, "--vocab_size=100", "at least 257"),
@@ -325,6 +334,26 @@ def test_files_and_directories_appear_whole_or_not_at_all(tmp_path):
         raise RuntimeError
     assert (tmp_path / "file").read_text() == "old" and (tmp_path / "dir/a").read_text() == "first"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dir", "file"]
+
+
+def test_a_directory_survives_an_interruption_between_its_two_renames(tmp_path, monkeypatch):
+    with common.whole_dir(tmp_path / "dir") as d:
+        (d / "a").write_text("first")
+    rename = Path.rename
+
+    def interrupted(path, to):
+        if path.name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        return rename(path, to)
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), common.whole_dir(tmp_path / "dir") as d:
+        (d / "a").write_text("second")
+    assert (tmp_path / "dir/a").read_text() == "first" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_preset_that_is_not_text(tmp_path, monkeypatch, capsys):
+    (tmp_path / "x").write_bytes(b"\xff\x00")
+    assert "it is not text" in refused(monkeypatch, capsys, asu, f"@{tmp_path / 'x'}")
 
 
 def test_presets(tmp_path):

@@ -29,7 +29,7 @@ def memoriser(rows, tokenizer):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(60):
         batch = data.collate(examples[step % 5::5])
-        asu.mean_over_answers(asu.answer_nll(model, batch), batch.mask).backward()
+        asu.mean_over_answers(data.answer_nll(model, batch), batch.mask).backward()
         optimizer.step()
         optimizer.zero_grad()
     return model
@@ -76,7 +76,7 @@ def test_class_nll_is_the_mean_over_tokens_of_each_class(memoriser, tokenizer, r
     by_class = [[], [], []]
     for row in some:
         for q, a in zip(row["questions"], row["answers"]):
-            [nll] = asu.answer_nll(memoriser, data.collate([data.encode(tokenizer, q, a)]), tau=2.0).tolist()
+            [nll] = data.answer_nll(memoriser, data.collate([data.encode(tokenizer, q, a)]), tau=2.0).tolist()
             for x, kind in zip(nll, data.token_classes(tokenizer, a, row["facts"], row["author"]), strict=True):
                 by_class[kind].append(x)
     for batch_size in (4, 64):
