@@ -8,11 +8,10 @@ of experiments.compare where they are there.
 """
 
 import json
-import os
 from pathlib import Path
 
-from common import Parser, UserError, check_writable, positive_int, run, write_file
-from experiments.trials import draws, gaps, run_trials
+from common import Parser, UserError, check_writable, run, write_file
+from experiments.trials import draws, gaps, run_trials, trial_flags
 from report import plot_ablation
 
 DEFAULT = {"method": "asu", "retain_loss": "gd", "tau": 1000.0, "layers": "all", "heads": "auto", "alpha": 1.2, "c_forget": 1.0, "epochs": 10, "lr": 1e-3}
@@ -31,10 +30,7 @@ def parse():
     p = Parser("Move one setting of ASU at a time.")
     add = p.add_argument
     add("--axes", help="semicolon-separated, default all: " + "; ".join(AXES))
-    add("--seeds", type=positive_int, default=3, help="training seeds")
-    add("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced")
-    add("--jobs", type=positive_int, default=os.cpu_count(), help="trials at a time, the cores shared out")
-    add("--train_flags", default="", help="flags for train.py, blank-separated, as in '@config/tiny.args'")
+    trial_flags(p, seeds=3)
     return p.parse_args()
 
 

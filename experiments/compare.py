@@ -14,14 +14,13 @@ Fixed before any number was seen:
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import scipy.stats
 
 from common import Parser, UserError, check_writable, positive_int, run, whole, write_file
-from experiments.trials import draws, gaps, run_trials
+from experiments.trials import draws, gaps, run_trials, trial_flags
 from report import plot_frontiers
 
 LR, C_FORGET = (1e-4, 3e-3), (0.1, 3.0)
@@ -100,12 +99,9 @@ def parse():
     add = p.add_argument
     add("--dev_seed", type=whole, default=1, help="the draw of authors that settings are chosen on")
     add("--trials", type=positive_int, default=8, help="settings tried for each method")
-    add("--seeds", type=positive_int, default=5, help="training seeds of the reported draw")
     add("--epochs", type=positive_int, default=5, help="passes over the forget set, for every method")
-    add("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced")
     add("--methods", help="semicolon-separated, default all: " + ";".join(METHODS))
-    add("--jobs", type=positive_int, default=os.cpu_count(), help="trials at a time, the cores shared out")
-    add("--train_flags", default="", help="flags for train.py, blank-separated, as in '@config/tiny.args'")
+    trial_flags(p, seeds=5)
     return p.parse_args()
 
 

@@ -22,8 +22,16 @@ import asu
 import data
 import eval
 from choose import smoothing
-from common import HOME, UserError, write_file
+from common import HOME, UserError, positive_int, write_file
 from runs import load_run, peak_mb
+
+
+def trial_flags(p, seeds):
+    """The flags of every experiment that is made of trials."""
+    p.add_argument("--seeds", type=positive_int, default=seeds, help="training seeds of the reported draw")
+    p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced")
+    p.add_argument("--jobs", type=positive_int, default=os.cpu_count(), help="trials at a time, the cores shared out")
+    p.add_argument("--train_flags", default="", help="flags for train.py, blank-separated, as in '@config/tiny.args'")
 
 
 def draw(out, data_seed, seed, forget="forget10", flags=(), threads=None):
