@@ -225,8 +225,9 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     forget, retain: lists of data.Example. An epoch passes over the forget set once; each of its batches meets a batch of
     as many retain examples, which are drawn without repetition until all have been. method: a name in METHODS;
     retain_loss: in RETAIN_LOSSES. tau, layers: the ASU teacher's smoothing, see model.attention_scales; at tau = 1 teacher
-    and student are one, the loss is 0 and no step is taken. alpha: see extrapolated. beta: the method's own knob (None: its default). refusals:
-    token ids of refusing answers, for the methods that teach one. teacher_model: theta_0, if it is not `model` as it is now.
+    and student are one, the loss is 0 and no step is taken. alpha: see extrapolated. beta: the method's own knob (None: its
+    default). refusals: token ids of refusing answers, for the methods that teach one. teacher_model: theta_0, if it is not
+    `model` as it is now.
     check(step) -> numbers to log each epoch. record: a dict that receives the record of the run. checkpoint, resume,
     settings: see runs.fit. Raises ValueError for tau <= 0, bad layers, an unknown method, retain loss or teacher or a
     combination that makes no sense, an empty set.

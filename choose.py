@@ -47,13 +47,11 @@ def choose_heads(model, tokenizer, rows, tau, layers=None, price=15.0, at_once=3
         raise UserError("heads are chosen by the facts in the answers, and this data names none; smooth them all")
     pairs = [(row["questions"][i % len(row["questions"])], row["answers"][i % len(row["answers"])]) for i, row in enumerate(rows)]
     batch = data.collate([data.encode(tokenizer, q, a) for q, a in pairs], model.device)
-    classes = torch.full(batch.mask.shape, -1)
-    for i, (row, (_, answer)) in enumerate(zip(rows, pairs)):
-        kinds = data.token_classes(tokenizer, answer, row["facts"], row["author"])
-        classes[i, :len(kinds)] = torch.tensor(kinds)
+    classes = torch.tensor([kind for row, (_, answer) in zip(rows, pairs)
+                            for kind in data.token_classes(tokenizer, answer, row["facts"], row["author"])])
 
     def nlls(table):
-        nll = answer_nll(model, batch, tau=table).cpu()
+        nll = answer_nll(model, batch, tau=table)[batch.mask].cpu()             # row after row, as classes
         return [nll[classes == kind].mean().item() if (classes == kind).any() else 0.0 for kind in (data.FACT, data.FUNCTION, data.NAME)]
 
     c = model.config

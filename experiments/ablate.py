@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from common import Parser, UserError, check_writable, run, write_file
-from experiments.trials import draws, gaps, run_trials, trial_flags
+from experiments.trials import draws, gaps, run_trials, spec_of, trial_flags
 from report import plot_ablation
 
 DEFAULT = {"method": "asu", "retain_loss": "gd", "tau": 1000.0, "layers": "all", "heads": "auto", "alpha": 1.2, "c_forget": 1.0, "epochs": 10, "lr": 1e-3}
@@ -44,9 +44,8 @@ def main():
     folders = draws(keys, args.jobs, out=Path(args.out) / "compare", flags=args.train_flags.split())
 
     def spec(name, key, run="target", **more):
-        return {"file": str(Path(args.out) / "ablate/trials" / f"{args.forget}_seed{key[1]}_{name}.json"), "run": str(folders[key] / run),
-                "max_rows": args.max_rows, "data": {"out": str(folders[key]), "data_seed": key[0], "forget": key[2],
-                                                    "n_authors": args.n_authors}, **more}
+        file = Path(args.out) / "ablate/trials" / f"{args.forget}_seed{key[1]}_{name}.json"
+        return spec_of(file, folders[key], key, args, run, **more)
     settings = {json.dumps(DEFAULT | change): DEFAULT | change for axis in axes for change in AXES[axis]}
     found = {}
     for key in keys:

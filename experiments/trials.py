@@ -59,6 +59,13 @@ def draws(wanted, jobs, **kw):
         return {key: future.result() for key, future in tqdm(futures.items(), desc="models", disable=None)}
 
 
+def spec_of(file, folder, key, args, run="target", **more):
+    """The spec of a trial, see trial(): on model `run` of a draw's folder, key as in draws()."""
+    data_seed, _, forget = key
+    return {"file": str(file), "run": str(folder / run), "max_rows": args.max_rows,
+            "data": {"out": str(folder), "data_seed": data_seed, "forget": forget, "n_authors": args.n_authors}, **more}
+
+
 def trial(spec):
     """Run one trial, or read its file. -> {"spec", "result", "values"}: see eval.measure.
 
@@ -81,8 +88,8 @@ def trial(spec):
             choosing = time.perf_counter() - start
             asu.unlearn(model, *(data.training_examples(tokenizer, part) for part in (rows.forget, rows.retain)), record=cost,
                         refusals=[data.encode(tokenizer, "", text).answer for text in data.REFUSALS], **unlearn)
-        cost["seconds"] += choosing
-        cost = {k: cost[k] for k in ("seconds", "tokens", "steps")} | {"peak_mb": peak_mb(model.device)}
+        cost = {"seconds": cost["seconds"] + choosing, "choosing_seconds": choosing, "tokens": cost["tokens"], "steps": cost["steps"],
+                "peak_mb": peak_mb(model.device)}
     sets = {name: some[::-(-len(some) // spec["max_rows"])] for name, some in rows.sets.items()}
     slot_values = data.slot_values([row for some in rows.sets.values() for row in some])
     smoothed = {}
