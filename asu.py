@@ -285,18 +285,18 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
         return real
 
     def losses(step):
-        """The micro-batches of one step, each weighted by its share of the step's sequences."""
+        """The micro-batches of one step, forget and retain apart, so that the graph of one is gone before the other's is built;
+        each is weighted by its share of the step's sequences."""
         parts = (data.split(batches[step], micro_batches) for batches in (forget_batches, retain_batches))
         for f, r in zip(*parts):
-            share, f = len(f) / len(forget_batches[step]), answers(method, f)
-            loss_forget = METHODS[method](f, **knob)
-            tokens, loss_retain = f.tokens, torch.zeros_like(loss_forget)
+            share = len(f) / len(forget_batches[step])
+            some = answers(method, f)
+            loss = METHODS[method](some, **knob)
+            yield share * c_forget * loss, some.tokens, {"forget_loss": share * loss.item()}
             if retain_loss != "none":
-                r = answers(retain_loss, r)
-                loss_retain = RETAIN_LOSSES[retain_loss](r)
-                tokens += r.tokens
-            yield (share * (c_forget * loss_forget + c_retain * loss_retain), tokens,
-                   {"forget_loss": share * loss_forget.item(), "retain_loss": share * loss_retain.item()})
+                some = answers(retain_loss, r)
+                loss = RETAIN_LOSSES[retain_loss](some)
+                yield share * c_retain * loss, some.tokens, {"retain_loss": share * loss.item()}
 
     record |= fit(model, losses, steps, label=method, lr=lr, warmup=int(warmup * steps) + 1, weight_decay=weight_decay,
                   grad_clip=grad_clip, every=steps // epochs, check=check, checkpoint=checkpoint, resume=resume,
