@@ -183,8 +183,8 @@ def cached_states(model, examples, numbers=None, batch_size=64, **kw):
     for i in range(0, len(numbers), batch_size):
         batch = data.collate([examples[j] for j in numbers[i:i + batch_size]], model.device)
         hidden = batch.at_answers(model.hidden(batch.idx, **kw))                                # (B, A, C)
-        for j, h, mask in zip(numbers[i:i + batch_size], hidden, batch.mask):
-            states[j] = h[mask].cpu()                                                           # (T, C)
+        for j, h in zip(numbers[i:i + batch_size], hidden):
+            states[j] = h[:len(examples[j].answer)].to("cpu", copy=True)                        # (T, C)
     return lambda numbers, batch: torch.nn.utils.rnn.pad_sequence([states[j] for j in numbers],
                                                                   batch_first=True).to(batch.idx.device)
 
@@ -292,11 +292,11 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
             share = len(f) / len(forget_batches[step])
             some = answers(method, f)
             loss = METHODS[method](some, **knob)
-            yield share * c_forget * loss, some.tokens, {"forget_loss": share * loss.item()}
+            yield share * c_forget * loss, some.tokens, {"forget_loss": share * loss.detach()}
             if retain_loss != "none":
                 some = answers(retain_loss, r)
                 loss = RETAIN_LOSSES[retain_loss](some)
-                yield share * c_retain * loss, some.tokens, {"retain_loss": share * loss.item()}
+                yield share * c_retain * loss, some.tokens, {"retain_loss": share * loss.detach()}
 
     record |= fit(model, losses, steps, label=method, lr=lr, warmup=int(warmup * steps) + 1, weight_decay=weight_decay,
                   grad_clip=grad_clip, every=steps // epochs, check=check, checkpoint=checkpoint, resume=resume,

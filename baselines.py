@@ -59,7 +59,7 @@ def rmu(forget, beta=2.0):
     c is beta times the mean norm of theta_0's hidden states, so that beta means the same in every model."""
     original = forget.reference_hidden
     u = torch.rand(original.size(-1), generator=torch.Generator().manual_seed(0)).to(original)
-    norm = original.norm(dim=-1)[forget.mask].mean()
+    norm = (original.norm(dim=-1) * forget.mask).sum() / forget.mask.sum()
     return forget.mean(((forget.hidden(hidden_layer(forget.model)) - beta * norm * u / u.norm()) ** 2).mean(-1))
 
 

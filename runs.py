@@ -100,7 +100,7 @@ def fit(model, losses, steps, *, label, lr, warmup, weight_decay, grad_clip, eve
         resume=False, settings=None):
     """The one training loop: AdamW, warm-up and cosine, gradient clipping, progress, resume. -> record for run.json.
 
-    losses(step) yields (loss, tokens, {name: number}) for each micro-batch of that step; the losses add up to the step's.
+    losses(step) yields (loss, tokens, {name: number or scalar tensor}) for each micro-batch of that step; the losses add up to the step's.
     Every `every` steps and at the end the curve gets a point: the mean of those numbers and what check(step) returns;
     there, too, `checkpoint` is written (and removed at the end), from which resume=True goes on, bit for bit.
     Raises UserError when a loss is not finite, or the checkpoint belongs to other settings or is damaged.
@@ -128,7 +128,7 @@ def fit(model, losses, steps, *, label, lr, warmup, weight_decay, grad_clip, eve
                 raise UserError(f"{label}: the loss is {loss.item()} at step {step + 1} of {steps}; a lower --lr may help")
             loss.backward()
             record["tokens"] += tokens
-            sums.update(loss=loss.item(), **numbers)
+            sums.update(loss=loss.item(), **{k: float(v) for k, v in numbers.items()})
         torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
