@@ -28,6 +28,7 @@ that facts need are smoothed (--heads=auto, see choose.py), and the teacher is s
 """
 
 import copy
+import functools
 import inspect
 import random
 import re
@@ -40,11 +41,13 @@ import torch.nn.functional as F
 
 import baselines
 import data
+import plan
 from choose import smoothing, tau_flag
 from common import (Parser, UserError, check_writable, fraction, layer_list, non_negative_float, pick_device, positive_float,
-                    positive_int, run)
-from data import answer_logp, mean_over_answers
-from runs import checkpoint_of, fit, load_run, read_run, save_run, weights_sha256
+                    positive_int, run, training_flags)
+from data import Tokenizer, answer_logp, mean_over_answers
+from model import local_dir, read_config
+from runs import checkpoint_of, fit, load_run, prepare, read_run, save_run, weights_sha256
 
 
 # ------------------------------------------------------------------------------------------------- losses
@@ -162,15 +165,22 @@ def live_teacher(model, examples, tau=1.0, layers=None):
     return logp
 
 
-def cached_teacher(model, examples, tau=1.0, layers=None, numbers=None):
+def cached_teacher(model, examples, tau=1.0, layers=None, numbers=None, head=None):
     """The same without a second model. theta_0 and the data are fixed, so the teacher's outputs are constants: its final
     hidden states at answer tokens, T x C numbers a sequence, and the frozen head are all there is to keep.
 
-    examples: those the teacher will be asked about; numbers: which of them (default all). -> as live_teacher.
+    examples: those the teacher will be asked about; numbers: which of them (default all); head: see frozen_head.
+    -> as live_teacher.
     """
-    head = model.lm_head.weight.detach().clone()                                                # (V, C)
+    head = frozen_head(model) if head is None else head
     states = cached_states(model, examples, numbers, tau=tau, layers=layers)
     return lambda numbers, batch: F.linear(states(numbers, batch), head).float().log_softmax(-1)
+
+
+def frozen_head(model):
+    """theta_0's head, (V, C): a copy if training is going to change it."""
+    weight = model.lm_head.weight
+    return weight.detach().clone() if weight.requires_grad else weight.detach()
 
 
 @torch.no_grad()
@@ -201,12 +211,12 @@ def extrapolated(teacher, reference, alpha):
     return logp
 
 
-def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers, alpha=1.0):
+def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers, alpha=1.0, head=None):
     """What a loss asks of theta_0 about the examples that will be drawn, by name, see Answers."""
     kind = FROZEN.get(loss)
     if kind == "hidden":
         return {kind: cached_states(model, examples, drawn, n_layers=baselines.hidden_layer(model))}
-    only = {"numbers": drawn} if teacher == "cached" else {}
+    only = {"numbers": drawn, "head": head} if teacher == "cached" else {}
     if kind == "reference" or kind == "teacher" and alpha != 1:
         reference = TEACHERS[teacher](model, examples, **only)
     if kind == "teacher":
@@ -215,11 +225,25 @@ def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers, alpha=1.
     return {kind: reference} if kind else {}
 
 
+def theta_0_bytes(config, dtype, what, weights):
+    """Bytes of what the losses ask of theta_0, for --plan. what: keywords of unlearn; weights: bytes of the model."""
+    drawn = {what["method"]: what["forget"], what["retain_loss"]: what["retain"][:what["epochs"] * len(what["forget"])]}
+    total, head = 0, 0
+    for loss, examples in drawn.items():
+        models = {"teacher": 1 + (what["alpha"] != 1), "reference": 1, "hidden": 1}.get(FROZEN.get(loss), 0)
+        if what["teacher"] == "live" and FROZEN.get(loss) != "hidden":
+            total += models * weights
+        elif models:
+            total += models * sum(len(e.answer) for e in examples) * config.n_embd * dtype.itemsize
+            head = config.vocab_size * config.n_embd * dtype.itemsize
+    return total + head
+
+
 # --------------------------------------------------------------------------------------------- unlearning
 def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="asu", retain_loss="gd", beta=None, refusals=(),
             c_forget=1.0, c_retain=1.0, epochs=10, lr=1e-3, batch_size=32, micro_batches=1, warmup=0.1, weight_decay=0.01,
-            grad_clip=1.0, seed=0, teacher="cached", teacher_model=None, check=None, record=None, checkpoint=None,
-            resume=False, settings=None):
+            grad_clip=1.0, optimizer_dtype="float32", seed=0, teacher="cached", teacher_model=None, check=None, record=None,
+            checkpoint=None, resume=False, settings=None, loop=fit):
     """Unlearn `forget` from `model` (changed in place) and return it.
 
     forget, retain: lists of data.Example. An epoch passes over the forget set once; each of its batches meets a batch of
@@ -229,7 +253,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     default). refusals: token ids of refusing answers, for the methods that teach one. teacher_model: theta_0, if it is not
     `model` as it is now.
     check(step) -> numbers to log each epoch. record: a dict that receives the record of the run. checkpoint, resume,
-    settings: see runs.fit. Raises ValueError for tau <= 0, bad layers, an unknown method, retain loss or teacher or a
+    settings, optimizer_dtype: see runs.fit, which loop may replace. Raises ValueError for tau <= 0, bad layers, an unknown method, retain loss or teacher or a
     combination that makes no sense, an empty set.
     """
     for name, given, known in (("method", method, METHODS), ("retain_loss", retain_loss, RETAIN_LOSSES),
@@ -268,6 +292,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
 
     start = time.perf_counter()
     rows = {method: (forget, forget_batches), retain_loss: (retain, retain_batches)}
+    head = frozen_head(teacher_model or model) if teacher == "cached" and {FROZEN.get(loss) for loss in rows} & {"teacher", "reference"} else None
     sides = {}                                              # loss -> what Answers needs for its rows, and for their refusals
     for loss, (examples, batches) in rows.items():
         if loss == "none":
@@ -275,7 +300,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
         drawn = {i for batch in batches for i in batch}
         refused = [data.Example(e.prompt, rng.choice(refusals)) for e in examples] if refuses(loss) else []
         data.check_length(examples + refused, model.config.block_size)
-        sides[loss] = [(some, theta_0_outputs(loss, teacher_model or model, some, drawn, teacher, tau, layers, alpha))
+        sides[loss] = [(some, theta_0_outputs(loss, teacher_model or model, some, drawn, teacher, tau, layers, alpha, head))
                        for some in (examples, refused) if some]
     teacher_seconds = time.perf_counter() - start
 
@@ -298,9 +323,9 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
                 loss = RETAIN_LOSSES[retain_loss](some)
                 yield share * c_retain * loss, some.tokens, {"retain_loss": share * loss.detach()}
 
-    record |= fit(model, losses, steps, label=method, lr=lr, warmup=int(warmup * steps) + 1, weight_decay=weight_decay,
-                  grad_clip=grad_clip, every=steps // epochs, check=check, checkpoint=checkpoint, resume=resume,
-                  settings=settings)
+    record |= loop(model, losses, steps, label=method, lr=lr, warmup=int(warmup * steps) + 1, weight_decay=weight_decay,
+                   grad_clip=grad_clip, every=steps // epochs, optimizer_dtype=optimizer_dtype, check=check,
+                   checkpoint=checkpoint, resume=resume, settings=settings)
     record["seconds"] = round(record["seconds"] + teacher_seconds, 2)
     return model
 
@@ -328,13 +353,9 @@ def parse():
         "the weights that the one before left, or --run's")
     add("--epochs", type=positive_int, default=10, help="passes over the forget set")
     add("--lr", type=positive_float, default=1e-3)
-    add("--batch_size", type=positive_int, default=32, help="forget examples a step; as many retain examples beside them")
-    add("--micro_batches", type=positive_int, default=1, help="parts a batch is computed in, to save memory")
     add("--warmup", type=fraction, default=0.1, help="share of the steps")
-    add("--weight_decay", type=non_negative_float, default=0.01)
-    add("--grad_clip", type=positive_float, default=1.0)
     add("--teacher", choices=list(TEACHERS), default="cached", help="cached hidden states, or a second live model")
-    add("--resume", action="store_true", help="go on where an interrupted run stopped")
+    training_flags(p, "forget examples a step; as many retain examples beside them")
     return p.parse_args()
 
 
@@ -347,20 +368,40 @@ def main():
     name = args.name or f"{args.method}_{args.retain}"
     if not re.fullmatch(r"\w[\w.-]*", name) or name in TAKEN:
         raise UserError(f"--name={name}: a plain name is needed that is none of {', '.join(TAKEN)}")
-    model, tokenizer, parent_run = load_run(parent, device, dtype)
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
+    requests = data.by_author(rows.forget, args.tasks)
+    smooths = FROZEN.get(args.method) == "teacher"
+    how = {k: getattr(args, k) for k in ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size", "micro_batches",
+                                         "warmup", "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher")}
+    how["retain_loss"] = args.retain
+
+    def sets(task, tokenizer):
+        """-> what is asked to be forgotten, what nobody has asked to forget yet (both rows), and keywords of unlearn."""
+        request, kept = requests[task], rows.retain + [row for later in requests[task + 1:] for row in later]
+        return request, kept, how | {"forget": data.training_examples(tokenizer, request, args.phrasings),
+                                     "retain": data.training_examples(tokenizer, kept, args.phrasings),
+                                     "refusals": [data.encode(tokenizer, "", text).answer for text in data.REFUSALS]}
+
+    def memory(args):
+        """-> {component: bytes} of the first request, see plan.py."""
+        config, (*_, first) = read_config(local_dir(parent)), sets(0, Tokenizer.load(local_dir(parent)))
+        first |= {"micro_batches": args.micro_batches}
+        taken = plan.components(config, device, dtype, args, functools.partial(largest_step, first))
+        return taken | {"theta_0": theta_0_bytes(config, dtype, first, taken["weights"])}
+
+    if args.plan:
+        return plan.show(memory, args, device)
+    model, tokenizer, parent_run = load_run(parent, device, dtype)
     if parent_run.get("data_sha256", rows.sha256) != rows.sha256:
         raise UserError(f"{parent} was trained on other data than --data={args.data} --data_seed={args.data_seed} "
                         f"--n_authors={args.n_authors} gives")
-    requests = data.by_author(rows.forget, args.tasks)
     original = copy.deepcopy(model) if args.teacher_from == "original" and args.tasks > 1 else None
-    smooths = FROZEN.get(args.method) == "teacher"
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "device", "run", "name")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "out", "device", "run", "name")}
     parent_sha = parent_run.get("model_sha256") or weights_sha256(parent)
 
-    for task, request in enumerate(requests):
+    for task in range(args.tasks):
         path = out / (name if args.tasks == 1 else f"{name}_{task + 1}of{args.tasks}")
-        kept = rows.retain + [row for later in requests[task + 1:] for row in later]    # all that nobody has asked to forget
+        request, kept, what = sets(task, tokenizer)
         inputs = {"data_sha256": rows.sha256, "parent_sha256": parent_sha}
         done = read_run(path) if args.resume else {}
         if done.get("settings") == settings and done["parent_sha256"] == parent_sha:
@@ -373,21 +414,26 @@ def main():
                     for part, some in (("forget", request), ("retain", kept))}
 
         record, tau, layers, start = {}, None, None, time.perf_counter()
-        if smooths:
-            tau, layers = smoothing(original or model, tokenizer, request, rows, args.tau, args.layers, args.heads)
-        choosing = time.perf_counter() - start
-        unlearn(model, data.training_examples(tokenizer, request), data.training_examples(tokenizer, kept), tau=tau,
-                layers=layers, alpha=args.alpha, method=args.method, retain_loss=args.retain,
-                beta=args.beta, refusals=[data.encode(tokenizer, "", text).answer for text in data.REFUSALS],
-                c_forget=args.c_forget, c_retain=args.c_retain, epochs=args.epochs, lr=args.lr, batch_size=args.batch_size,
-                micro_batches=args.micro_batches, warmup=args.warmup, weight_decay=args.weight_decay,
-                grad_clip=args.grad_clip, seed=args.seed, teacher=args.teacher, teacher_model=original, check=check,
-                record=record, checkpoint=checkpoint_of(path), resume=args.resume, settings=settings | inputs)
+        with plan.explained(memory, args, device):
+            if smooths:
+                tau, layers = smoothing(original or model, tokenizer, request, rows, args.tau, args.layers, args.heads)
+            choosing = time.perf_counter() - start
+            prepare(model, args)
+            unlearn(model, **what, tau=tau, layers=layers, teacher_model=original, check=check, record=record,
+                    checkpoint=checkpoint_of(path), resume=args.resume, settings=settings | inputs)
         record["seconds"] = round(record["seconds"] + choosing, 2)
         if args.tasks > 1:                                  # is what was forgotten first still forgotten?
             record["fact_accuracy_by_request"] = [data.fact_accuracy(model, tokenizer, some) for some in requests]
         parent_sha = save_run(path, model, tokenizer, {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **record})
         print(f"{path}: {record['seconds']:.0f} s", flush=True)
+
+
+def largest_step(what, model):
+    """The losses of one step on the longest rows, as runs.fit takes them. what: keywords of unlearn."""
+    longest = {part: sorted(what[part], key=len)[-what["batch_size"]:] for part in ("forget", "retain")}
+    steps = []
+    unlearn(model, **what | longest | {"epochs": 1, "teacher": "cached"}, tau=2.0, loop=lambda model, losses, *_, **__: steps.append(losses(0)) or {"seconds": 0})
+    return steps[0]
 
 
 if __name__ == "__main__":

@@ -72,6 +72,22 @@ class Parser(argparse.ArgumentParser):
         sys.exit(_complain(message))
 
 
+def training_flags(p, batch_size_help):
+    """The flags of every script that trains: batches, optimizer, memory."""
+    add = p.add_argument
+    add("--batch_size", type=positive_int, default=32, help=batch_size_help)
+    add("--micro_batches", type=positive_int, default=1, help="parts a batch is computed in, to save memory")
+    add("--phrasings", type=positive_int, help="of each question, so many of its training phrasings (default: all)")
+    add("--checkpointing", action="store_true", help="compute each layer twice instead of keeping its inside, to save memory")
+    add("--lora", type=positive_int, help="train a change of this rank beside frozen matrices (LoRA), to save memory")
+    add("--optimizer_dtype", choices=["float32", "bfloat16"], default="float32", help="of AdamW's state; float32 beside bfloat16 "
+        "weights keeps a float32 copy of them, bfloat16 loses steps that are small beside the weight")
+    add("--weight_decay", type=non_negative_float, default=0.01)
+    add("--grad_clip", type=positive_float, default=1.0)
+    add("--resume", action="store_true", help="go on where an interrupted run stopped; what is finished is kept")
+    add("--plan", action="store_true", help="only say what memory the run would take, by component")
+
+
 def expand_preset(arg, script):
     """"@config/tiny.args" -> its flags. One flag a line; `asu.py --epochs=2` is for asu.py alone; # starts a comment."""
     if not arg.startswith("@"):
@@ -129,6 +145,8 @@ def layer_numbers(text, n_layer):
 def pick_device(args):
     """-> (torch.device, torch.dtype). "auto" takes a GPU, else Apple's, else the CPU."""
     name = args.device
+    if getattr(args, "optimizer_dtype", "float32") == "bfloat16" != args.dtype:
+        raise UserError(f"--optimizer_dtype=bfloat16 goes with --dtype=bfloat16, not {args.dtype}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.utils.checkpoint import checkpoint
 
 from common import UserError, write_file
 
@@ -191,6 +192,7 @@ class Transformer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = c = config
+        self.checkpointing = False          # keep only each layer's input for the backward pass, and compute its inside again
         self.embed_tokens = nn.Embedding(c.vocab_size, c.n_embd)
         self.layers = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         self.norm = RMSNorm(c)
@@ -244,7 +246,9 @@ class Transformer(nn.Module):
         rope = self.rope(position)
         x = self.embed_tokens(idx)                                                  # (B, T, C)
         for i, layer in enumerate(self.layers[:n_layers]):
-            x, w = layer(x, rope, scales[i], mask, caches[i] if caches else None, explicit)
+            inputs = x, rope, scales[i], mask, caches[i] if caches else None, explicit
+            again = self.checkpointing and torch.is_grad_enabled()
+            x, w = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
             if weights is not None:
                 weights.append(w)
         return self.norm(x) if n_layers is None else x

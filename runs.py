@@ -20,14 +20,20 @@ from tqdm import tqdm
 
 from common import UserError, sha256, whole_dir, write_file
 from data import Tokenizer
+from lora import add_lora, changes, merge_lora, save_adapter
 from model import Transformer, local_dir, read_json
 
 
 # ------------------------------------------------------------------------------------------- run directories
 def save_run(path, model, tokenizer, record):
-    """Write a run directory, all of it or nothing, and drop its checkpoint. -> sha256 of its weights"""
+    """Write a run directory, all of it or nothing, and drop its checkpoint. -> sha256 of its weights
+
+    A model with LoRA is merged, in place."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     with whole_dir(path) as d:
+        if changes(model):
+            save_adapter(model, d / "adapter")
+            merge_lora(model)
         model.save_pretrained(d)
         tokenizer.save(d)
         hashes = {"model_sha256": sha256(d / "model.safetensors"), "tokenizer_sha256": sha256(d / "tokenizer.json")}
@@ -81,12 +87,56 @@ def peak_mb(device):
 
 
 # ------------------------------------------------------------------------------------------------- training
-def adamw(model, lr, weight_decay):
-    """AdamW, weight decay on matrices only; fused where the device has it."""
+def prepare(model, args):
+    """What --checkpointing and --lora make of a model before it is trained, in place."""
+    model.checkpointing = args.checkpointing
+    if args.lora:
+        add_lora(model, args.lora, args.seed)
+
+
+def adamw(model, lr, weight_decay, dtype="float32"):
+    """AdamW, weight decay on matrices only; fused where the device has it. dtype: of its state, see Float32AdamW."""
     weights = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in weights if p.dim() >= 2], "weight_decay": weight_decay},
               {"params": [p for p in weights if p.dim() < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=weights[0].device.type in ("cpu", "cuda"))
+    kind = torch.optim.AdamW if weights[0].dtype == getattr(torch, dtype) else Float32AdamW
+    return kind(groups, lr=lr, betas=(0.9, 0.98), fused=weights[0].device.type in ("cpu", "cuda"))
+
+
+class Float32AdamW(torch.optim.AdamW):
+    """AdamW on float32 copies of bfloat16 weights, which are rounded from them after every step.
+
+    A weight of 0.02 in bfloat16 cannot tell steps below 3e-5 from none; its copy adds them up."""
+
+    def __init__(self, groups, **kw):
+        self.weights = [p for group in groups for p in group["params"]]
+        super().__init__([group | {"params": [p.detach().float() for p in group["params"]]} for group in groups], **kw)
+
+    @property
+    def copies(self):
+        return [p for group in self.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def step(self):
+        for weight, exact in zip(self.weights, self.copies):
+            exact.grad, weight.grad = None if weight.grad is None else weight.grad.float(), None
+        super().step()
+        for weight, exact in zip(self.weights, self.copies):
+            weight.copy_(exact)
+            exact.grad = None
+
+    def zero_grad(self, set_to_none=True):
+        for weight in self.weights:
+            weight.grad = None
+
+    def state_dict(self):
+        return super().state_dict() | {"copies": self.copies}
+
+    def load_state_dict(self, state):
+        super().load_state_dict({k: v for k, v in state.items() if k != "copies"})
+        with torch.no_grad():
+            for exact, saved in zip(self.copies, state["copies"]):
+                exact.copy_(saved)
 
 
 def lr_at(step, steps, lr, warmup):
@@ -96,8 +146,8 @@ def lr_at(step, steps, lr, warmup):
     return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def fit(model, losses, steps, *, label, lr, warmup, weight_decay, grad_clip, every, check=None, checkpoint=None,
-        resume=False, settings=None):
+def fit(model, losses, steps, *, label, lr, warmup, weight_decay, grad_clip, every, optimizer_dtype="float32", check=None,
+        checkpoint=None, resume=False, settings=None):
     """The one training loop: AdamW, warm-up and cosine, gradient clipping, progress, resume. -> record for run.json.
 
     losses(step) yields (loss, tokens, {name: number or scalar tensor}) for each micro-batch of that step; the losses add up to the step's.
@@ -106,7 +156,7 @@ def fit(model, losses, steps, *, label, lr, warmup, weight_decay, grad_clip, eve
     Raises UserError when a loss is not finite, or the checkpoint belongs to other settings or is damaged.
     """
     device = next(model.parameters()).device
-    optimizer = adamw(model, lr, weight_decay)
+    optimizer = adamw(model, lr, weight_decay, optimizer_dtype)
     record = {"steps": steps, "tokens": 0, "seconds": 0.0, "curve": []}
     start = 0
     if resume and checkpoint.exists():

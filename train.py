@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 
 import data
-from common import (Parser, check_writable, fraction, non_negative_float, number, pick_device, positive_float, positive_int,
-                    run)
+import plan
+from common import (Parser, UserError, check_writable, fraction, non_negative_float, number, pick_device, positive_float,
+                    positive_int, run, training_flags)
 from data import answer_nll, mean_over_answers
-from model import ModelConfig, Transformer
-from runs import checkpoint_of, fit, load_run, read_run, save_run, weights_sha256
+from model import ModelConfig, Transformer, local_dir, read_config
+from runs import checkpoint_of, fit, load_run, prepare, read_run, save_run, weights_sha256
 
 
 def parse():
@@ -42,12 +43,8 @@ def parse():
     add("--epochs", type=positive_int, default=9, help="of fine-tuning, over every training phrasing")
     add("--lr", type=positive_float, default=2e-3, help="of fine-tuning")
     add("--replay", type=non_negative_float, help="base questions replayed for each author question (default 0.5; 0 with --init_from)")
-    add("--batch_size", type=positive_int, default=32, help="questions a step")
-    add("--micro_batches", type=positive_int, default=1, help="parts a batch is computed in, to save memory")
     add("--warmup", type=fraction, default=0.05, help="share of the steps")
-    add("--weight_decay", type=non_negative_float, default=0.01)
-    add("--grad_clip", type=positive_float, default=1.0)
-    add("--resume", action="store_true", help="go on where an interrupted run stopped; finished models are kept")
+    training_flags(p, "questions a step")
     return p.parse_args()
 
 
@@ -62,6 +59,20 @@ def new_base(args, world):
                                    eos_id=tokenizer.eos_id)), tokenizer
 
 
+def losses(model, examples, micro_batches):
+    """The micro-batches of one step as runs.fit takes them, each weighted by its share of the step's sequences."""
+    for some in data.split(examples, micro_batches):
+        batch = data.collate(some, model.device)
+        loss = mean_over_answers(answer_nll(model, batch), batch.mask)
+        yield loss * len(some) / len(examples), batch.idx.numel(), {}
+
+
+def memory(config, epochs, args):
+    """-> function of the flags -> {component: bytes} of training on the longest examples, see plan.py."""
+    longest = sorted((e for examples in epochs for e in examples), key=len)[-args.batch_size:]
+    return lambda args: plan.components(config, *pick_device(args), args, lambda model: losses(model, longest, args.micro_batches))
+
+
 def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
     """Minimise the cross-entropy of the answers and write OUT/name. -> (model, sha256 of its weights)
 
@@ -69,7 +80,7 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
     ignore: flags that make no difference to it.
     """
     path = Path(args.out) / name
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "device", *ignore)} | inputs
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "out", "device", *ignore)} | inputs
     finished = read_run(path)
     if args.resume and finished.get("settings") == settings:
         print(f"{name}: finished already")
@@ -82,17 +93,13 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
     print(f"{name}: {sum(map(len, batches))} questions in {len(batches)} steps of {args.batch_size}, "
           f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {model.device}", flush=True)
 
-    def losses(step):
-        """The micro-batches of one step, each weighted by its share of the step's sequences."""
-        for examples in data.split(batches[step], args.micro_batches):
-            batch = data.collate(examples, model.device)
-            loss = mean_over_answers(answer_nll(model, batch), batch.mask)
-            yield loss * len(examples) / len(batches[step]), batch.idx.numel(), {}
-
-    record = fit(model, losses, len(batches), label=name, lr=args.base_lr if name == "base" else args.lr,
-                 warmup=int(args.warmup * len(batches)) + 1, weight_decay=args.weight_decay, grad_clip=args.grad_clip,
-                 every=-(-len(batches) // 8), check=lambda step: {"fact_accuracy": data.fact_accuracy(model, tokenizer, rows)},
-                 checkpoint=checkpoint_of(path), resume=args.resume, settings=settings)
+    prepare(model, args)
+    with plan.explained(memory(model.config, epochs, args), args, model.device):
+        record = fit(model, lambda step: losses(model, batches[step], args.micro_batches), len(batches), label=name,
+                     lr=args.base_lr if name == "base" else args.lr, warmup=int(args.warmup * len(batches)) + 1,
+                     weight_decay=args.weight_decay, grad_clip=args.grad_clip, every=-(-len(batches) // 8),
+                     optimizer_dtype=args.optimizer_dtype, checkpoint=checkpoint_of(path), resume=args.resume, settings=settings,
+                     check=lambda step: {"fact_accuracy": data.fact_accuracy(model, tokenizer, rows)})
     sha = save_run(path, model, tokenizer, {"kind": name, "settings": settings, "forget": args.forget,
                                             "effective_batch": args.batch_size, **inputs, **record})
     print(f"{name}: {record['seconds']:.0f} s -> {path}", flush=True)
@@ -107,21 +114,29 @@ def main():
     world = rows.sets["world"]
 
     if args.init_from:
-        base, tokenizer, base_run = load_run(args.init_from, device, dtype)
-        base_sha = base_run.get("model_sha256") or weights_sha256(args.init_from)
+        dir = local_dir(args.init_from)
+        config, tokenizer = read_config(dir), data.Tokenizer.load(dir)
+        if args.plan:
+            return plan.show(memory(config, [data.training_examples(tokenizer, rows.retain + rows.forget, args.phrasings)], args), args, device)
+        base_sha = read_run(dir).get("model_sha256") or weights_sha256(dir)
+    elif args.lora:
+        raise UserError("--lora trains a change of a model that is there; give --init_from")
     else:
         base, tokenizer = new_base(args, world)
         stream = data.base_stream(args.data_seed, world, args.world_share)
         examples = [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, args.base_rows)]
+        if args.plan:
+            return plan.show(memory(base.config, [examples], args), args, device)
         base, base_sha = train("base", base.to(device, dtype), tokenizer, [examples], world, args, {},
-                               ignore=("data", "n_authors", "forget", "epochs", "lr", "replay"))
+                               ignore=("data", "n_authors", "forget", "epochs", "lr", "replay", "phrasings", "lora"))
     replay = (0.0 if args.init_from else 0.5) if args.replay is None else args.replay
     for name, part in (("target", rows.retain + rows.forget), ("retrained", rows.retain)):
-        examples = data.training_examples(tokenizer, part)
+        examples = data.training_examples(tokenizer, part, args.phrasings)
         stream = data.base_stream(args.data_seed, world, args.world_share, start=args.base_rows)
         epochs = [examples + [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, int(replay * len(examples)))]
                   for _ in range(args.epochs)]
-        train(name, copy.deepcopy(base), tokenizer, epochs, part, args,
+        model = load_run(args.init_from, device, dtype)[0] if args.init_from else copy.deepcopy(base)
+        train(name, model, tokenizer, epochs, part, args,
               {"data_sha256": rows.sha256, "parent_sha256": base_sha}, ignore=("forget",) if name == "target" else ())
 
 

@@ -222,9 +222,9 @@ def encode(tokenizer, question, answer):
     return Example(tokenizer.encode_prompt(question), tokenizer.encode_answer(answer))
 
 
-def training_examples(tokenizer, rows):
-    """Every training phrasing of every row as an Example."""
-    return [encode(tokenizer, q, a) for row in rows for q, a in zip(row["questions"], row["answers"])]
+def training_examples(tokenizer, rows, phrasings=None):
+    """Every training phrasing of every row, or the first so many, as an Example."""
+    return [encode(tokenizer, q, a) for row in rows for q, a in list(zip(row["questions"], row["answers"]))[:phrasings]]
 
 
 def check_length(examples, block_size):

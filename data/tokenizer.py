@@ -238,6 +238,7 @@ class Tokenizer:
         return self.encode(self.answer.format(answer=answer), start=False) + [self.eos_id]
 
     def decode(self, ids):
+        ids = [i for i in ids if i < self.vocab_size]           # a model's embedding may have room for more
         return self.engine.decode(ids) if self.ours else self.engine.decode(ids, skip_special_tokens=False)
 
     def offsets(self, text):

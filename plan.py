@@ -1,0 +1,149 @@
+"""What a run will take, by component, without loading a weight: --plan of train.py and asu.py.
+
+One step of the longest rows is run on tensors without contents (PyTorch's FakeTensorMode), and every storage that comes to life
+is counted until it is freed. So no formula here can be wrong about a loss, a flag or a kernel. On a GPU the sum is what its
+allocator hands out at most; on a CPU the C library keeps some freed memory for itself, and bfloat16 kernels theirs: a run takes up
+to a third more.
+"""
+
+import argparse
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import weakref
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from common import HOME, UserError
+from model import Transformer
+from runs import adamw, prepare
+
+MB = 2**20
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors made while it is entered: `now` alive, and `peak`, of which `logits` over the vocabulary.
+
+    known: tensors that were there before; shape: (V, C) of the head."""
+
+    def __init__(self, known, shape):
+        super().__init__()
+        self.shape, self.alive = shape, {t.untyped_storage()._cdata for t in known}
+        self.now = self.now_logits = self.peak = self.logits = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for t in tree_leaves(result):
+            if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in self.alive:
+                storage = t.untyped_storage()
+                V, C = self.shape
+                logits = storage.nbytes() if V in t.shape and C not in t.shape else 0
+                self.alive.add(storage._cdata)
+                self.now, self.now_logits = self.now + storage.nbytes(), self.now_logits + logits
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes(), logits)
+        if self.now > self.peak:
+            self.peak, self.logits = self.now, self.now_logits
+        return result
+
+    def free(self, key, n, logits):
+        self.alive.discard(key)
+        self.now, self.now_logits = self.now - n, self.now_logits - logits
+
+
+def components(config, device, dtype, args, losses):
+    """What training a model of this config takes -> {component: bytes}.
+
+    args: its flags lora, checkpointing, optimizer_dtype. losses(model) yields the largest step as runs.fit has it; what it
+    makes before its first forward pass with gradients is not counted."""
+    taken = {} if device.type == "cuda" else {"Python and libraries": resident()}
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
+        torch.set_default_dtype(dtype)
+        try:
+            model = Transformer(config).train()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        prepare(model, args)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for p in trained:
+            p.grad = torch.zeros_like(p)
+        there = [*model.parameters(), *(p.grad for p in trained)]
+        taken |= {"weights": sum(p.nbytes for p in model.parameters()), "gradients": sum(p.grad.nbytes for p in trained)}
+        with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
+            step = losses(model)
+        with Live(there, model.lm_head.weight.shape) as live:
+            for loss, *_ in step:
+                loss.backward()
+            del loss, step
+        with Live(there, model.lm_head.weight.shape) as stepped:
+            optimizer = adamw(model, 1e-3, 0.0, args.optimizer_dtype)
+            optimizer.step()
+        more = max(0, stepped.peak - stepped.now - live.peak)         # the step's own copies, where they outweigh the passes
+    return taken | {"optimizer": stepped.now + more, "activations": live.peak - live.logits, "logits": live.logits}
+
+
+WARM = """
+import os, torch, asu, runs
+from model import ModelConfig, Transformer
+model = Transformer(ModelConfig(vocab_size=300, n_layer=1, n_embd=32))
+model(torch.zeros(4, 32, dtype=torch.long)).log_softmax(-1).mean().backward()
+runs.adamw(model, 1e-3, 0.0).step()
+print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+"""
+
+
+@functools.cache
+def resident():
+    """Bytes that Python and its libraries hold after a step of a tiny model; 0 where the system does not say."""
+    done = subprocess.run([sys.executable, "-c", WARM], cwd=HOME, capture_output=True, text=True)
+    return int(done.stdout) if done.returncode == 0 else 0
+
+
+def capacity(device):
+    """Bytes free for this process on a GPU, or the machine's memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def smaller(args):
+    """Flags that make a run smaller -> {how they are written: args with them}"""
+    changes = {"--checkpointing": {"checkpointing": True}, f"--micro_batches={args.batch_size}": {"micro_batches": args.batch_size},
+               "--lora=16": {"lora": 16}}
+    changes[" ".join(changes)] = {k: v for change in changes.values() for k, v in change.items()}
+    return {flags: argparse.Namespace(**vars(args) | change) for flags, change in changes.items()}
+
+
+def advice(take, args, device):
+    """What would fit, in a few words. take(args) -> {component: bytes}"""
+    for flags, changed in smaller(args).items():
+        if (total := sum(take(changed).values())) <= capacity(device):
+            return f"{flags} would take {total / MB:.0f} MB and fit"
+    return f"even with {flags} it would take {total / MB:.0f} MB: a smaller model or a larger device is needed"
+
+
+def show(take, args, device):
+    """Print the table of --plan."""
+    taken = take(args)
+    total, room = sum(taken.values()), capacity(device)
+    for name, n in taken.items():
+        print(f"{name:>22}  {n / MB:9.1f} MB")
+    print(f"{'in all':>22}  {total / MB:9.1f} MB of {room / MB:.0f} MB on {device}: "
+          + ("it fits" if total <= room else f"it does not fit; {advice(take, args, device)}"))
+
+
+@contextlib.contextmanager
+def explained(take, args, device):
+    """Out of memory inside becomes one line that says what would fit."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+        if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(e):
+            raise
+    else:
+        return
+    taken = take(args)
+    raise UserError(f"out of memory on {device}: this takes {sum(taken.values()) / MB:.0f} MB ("
+                    + ", ".join(f"{k} {v / MB:.0f}" for k, v in taken.items()) + f"); {advice(take, args, device)}")

@@ -1,0 +1,170 @@
+"""Less memory, the same result: LoRA, checkpointing, optimizer state; and --plan against what a run really takes."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+
+import asu
+import data
+import lora
+import plan
+import runs
+from common import UserError
+from model import ModelConfig, Transformer
+from tests.conftest import HOME, command, small_model
+
+LAZY = dict(epochs=1, batch_size=8, lr=1e-3, method="asu", tau=3.0, retain_loss="gd")
+
+
+def ids(B=3, T=20):
+    return torch.randint(0, 600, (B, T), generator=torch.Generator().manual_seed(1))
+
+
+# ------------------------------------------------------------------------------------------- checkpointing
+def test_checkpointing_keeps_less_and_gives_the_same_gradients():
+    kept, gradients = [], []
+    for checkpointing in (False, True):
+        model, sizes = small_model(), []
+        model.checkpointing = checkpointing
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+            loss = model(ids()).logsumexp(-1).mean()
+        loss.backward()
+        kept.append(sum(sizes))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert kept[1] < 0.6 * kept[0]
+    assert torch.equal(*gradients)
+
+
+# ---------------------------------------------------------------------------------------------------- LoRA
+def test_lora_starts_as_the_model_trains_only_the_change_and_merges_to_the_same_logits(examples):
+    model = small_model()
+    before, matrix = model(ids()), model.layers[0].mlp.up_proj.weight.detach().clone()
+    lora.add_lora(model, 4)
+    assert torch.equal(model(ids()), before)
+    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    asu.unlearn(model, examples[:8], examples[8:16], **LAZY)
+    assert torch.equal(model.layers[0].mlp.up_proj.linear.weight, matrix)
+    after = model(ids())
+    assert (after - before).abs().max() > 1e-3
+    lora.merge_lora(model)
+    assert model.state_dict().keys() == small_model().state_dict().keys() and all(p.requires_grad for p in model.parameters())
+    assert torch.allclose(model(ids()), after, atol=1e-4)
+
+
+def test_peft_reads_the_adapter(tmp_path, examples):
+    peft = pytest.importorskip("peft", reason="PEFT is the oracle of the adapter's format")
+    model = small_model()
+    model.save_pretrained(tmp_path / "parent")
+    lora.add_lora(model, 4)
+    asu.unlearn(model, examples[:8], examples[8:16], **LAZY)
+    lora.save_adapter(model, tmp_path / "adapter", tmp_path / "parent")
+    theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "parent"), tmp_path / "adapter")
+    assert torch.allclose(theirs(ids()).logits, model(ids()), atol=1e-4)
+    assert not torch.allclose(small_model()(ids()), model(ids()), atol=1e-3)
+
+
+def test_a_rank_that_is_not_low_is_refused():
+    with pytest.raises(UserError, match="--lora=32 is no low rank .* 32 rows"):
+        lora.add_lora(small_model(), 32)
+
+
+def test_asu_with_lora_leaves_a_plain_model_and_its_adapter(out):
+    done = subprocess.run(command("asu.py", f"--out={out}", "--lora=4", "--checkpointing", "--name=lora"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run, target = (Transformer.from_pretrained(out / name) for name in ("lora", "target"))
+    assert run.state_dict().keys() == target.state_dict().keys()
+    assert torch.equal(run.embed_tokens.weight, target.embed_tokens.weight)
+    assert not torch.equal(run.layers[0].mlp.up_proj.weight, target.layers[0].mlp.up_proj.weight)
+    assert json.loads((out / "lora/adapter/adapter_config.json").read_text())["r"] == 4
+    refused = subprocess.run(command("train.py", f"--out={out}", "--lora=4"), capture_output=True, text=True)
+    assert refused.returncode == 2 and "give --init_from" in refused.stderr
+
+
+# ----------------------------------------------------------------------------------------- optimizer state
+def stepped(optimizer_dtype, steps, resume_at=None):
+    """A bfloat16 matrix of 0.02s under gradients of 1, at a learning rate below what bfloat16 tells apart there."""
+    model = torch.nn.Linear(8, 8, bias=False).bfloat16()
+    torch.nn.init.constant_(model.weight, 0.02)
+    optimizer = runs.adamw(model, 1e-5, 0.0, optimizer_dtype)
+    for step in range(steps):
+        if step == resume_at:
+            state = optimizer.state_dict()
+            optimizer = runs.adamw(model, 1e-5, 0.0, optimizer_dtype)
+            optimizer.load_state_dict(state)
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.weight.detach().float()
+
+
+def test_small_steps_add_up_beside_bfloat16_weights_only_with_float32_state():
+    assert torch.equal(stepped("bfloat16", 100), stepped("bfloat16", 0))                    # every step is lost
+    assert torch.allclose(stepped("float32", 100), torch.full((8, 8), 0.019), atol=1e-4)
+
+
+def test_float32_state_resumes_to_the_same_bits():
+    assert torch.equal(stepped("float32", 50, resume_at=23), stepped("float32", 50))
+
+
+def test_bfloat16_state_beside_float32_weights_is_refused(tmp_path):
+    done = subprocess.run(command("train.py", f"--out={tmp_path}", "--optimizer_dtype=bfloat16"), capture_output=True, text=True)
+    assert done.returncode == 2 and "goes with --dtype=bfloat16" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- plan
+@pytest.fixture(scope="module")
+def medium(out, tmp_path_factory):
+    """A model of random weights, large enough to stand out from what Python takes, with the tiny run's tokenizer."""
+    dir = tmp_path_factory.mktemp("medium") / "model"
+    tokenizer = data.Tokenizer.load(out / "target")
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=8192, block_size=128, n_layer=6, n_head=6, n_kv_head=3, n_embd=384, n_hidden=1024,
+                                    eos_id=tokenizer.eos_id))
+    runs.save_run(dir, model, tokenizer, {})
+    return dir
+
+
+@pytest.mark.parametrize("flags", [["--alpha=1.2"], ["--checkpointing", "--retain=kl"], ["--lora=8", "--teacher=live"]], ids="-".join)
+def test_plan_is_within_15_percent_of_what_the_run_takes(medium, out, flags):
+    flags = [f"--run={medium}", "--n_authors=20", "--forget=forget05", "--heads=all", "--tau=2", "--epochs=1", "--name=planned",
+             "--warmup=0", f"--out={out.parent / 'planned'}", *flags]
+    honest = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}               # glibc gives freed memory back
+    planned, real = (subprocess.run([sys.executable, str(HOME / "asu.py"), *flags, *more], capture_output=True, text=True, env=honest)
+                     for more in (["--plan"], []))
+    assert planned.returncode == real.returncode == 0, planned.stderr + real.stderr
+    total = float(planned.stdout.split("in all")[1].split()[0])
+    assert total == pytest.approx(json.loads((out.parent / "planned/planned/run.json").read_text())["peak_mb"], rel=0.15)
+
+
+@pytest.mark.parametrize("dtype, state, bytes", [("float32", "float32", (4, 4, 8)), ("bfloat16", "float32", (2, 2, 12)),
+                                                 ("bfloat16", "bfloat16", (2, 2, 4))])
+def test_plan_counts_weights_gradients_and_optimizer_exactly(model, examples, dtype, state, bytes):
+    """bytes: of each parameter, in weights, gradients, and AdamW's moments with the float32 copy if there is one."""
+    args = argparse.Namespace(lora=None, checkpointing=False, optimizer_dtype=state, seed=0)
+    what = LAZY | {"forget": examples, "retain": examples}
+    del what["tau"]
+    taken = plan.components(model.config, torch.device("cpu"), getattr(torch, dtype), args, lambda m: asu.largest_step(what, m))
+    n = sum(p.numel() for p in model.parameters())
+    assert (taken["weights"], taken["gradients"]) == (bytes[0] * n, bytes[1] * n)
+    assert taken["optimizer"] == pytest.approx(bytes[2] * n, rel=0.01)         # and a step count for each tensor
+
+
+def test_out_of_memory_says_what_would_fit(monkeypatch):
+    args = argparse.Namespace(batch_size=8, micro_batches=1, checkpointing=False, lora=None)
+
+    def take(args):
+        return {"weights": 100 * plan.MB, "activations": (50 if args.checkpointing else 500) * plan.MB}
+    for room, expected in ((200, "out of memory on cpu: this takes 600 MB (weights 100, activations 500); --checkpointing would take 150 MB and fit"),
+                           (120, "even with --checkpointing --micro_batches=8 --lora=16 it would take 150 MB")):
+        monkeypatch.setattr(plan, "capacity", lambda device: room * plan.MB)
+        with pytest.raises(UserError) as refused, plan.explained(take, args, torch.device("cpu")):
+            torch.empty(2**50)
+        assert expected in str(refused.value)
+    with pytest.raises(RuntimeError, match="shapes cannot"), plan.explained(take, args, torch.device("cpu")):
+        torch.empty(2, 3) @ torch.empty(2, 3)                           # another error stays what it is
