@@ -26,7 +26,7 @@ from model import ModelConfig, Transformer
 from runs import checkpoint_of, fit, load_run, read_run, save_run, weights_sha256
 
 
-def parse():
+def parse(argv=None):
     p = Parser("Train base, target and retrained model.")
     add = p.add_argument
     add("--init_from", help="HF directory or hub id to fine-tune instead of a base from scratch")
@@ -48,7 +48,7 @@ def parse():
     add("--weight_decay", type=non_negative_float, default=0.01)
     add("--grad_clip", type=positive_float, default=1.0)
     add("--resume", action="store_true", help="go on where an interrupted run stopped; finished models are kept")
-    return p.parse_args()
+    return p.parse_args(argv)
 
 
 def new_base(args, world):
