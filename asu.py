@@ -330,7 +330,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     return model
 
 
-TAKEN = ("base", "target", "retrained", "data", "compare", "ablate", "analyze", "continual")      # in OUT, by others
+TAKEN = ("base", "target", "retrained", "data", "compare", "ablate", "analyze", "continual", "bench")      # in OUT, by others
 
 
 def parse():

@@ -82,13 +82,17 @@ def attention_scales(tau, layers, n_layer, n_head, hs):
 def attend(q, k, v, scale, mask=None, explicit=False):
     """softmax(scale * q k^T + mask) v -> ((B, nh, T, hs), weights (B, nh, T, S) or None).
 
-    q (B, nh, T, hs); k, v (B, nh, S, hs). scale: a number or (nh, 1, 1). mask: True where a query may look, broadcast to
+    q (B, nh, T, hs); k, v (B, nkv, S, hs). scale: a number or (nh, 1, 1). mask: True where a query may look, broadcast to
     (B, nh, T, S); None is causal. The explicit path is the formula, the other is PyTorch's fused kernel: same result.
     """
+    shared = q.size(1) // k.size(1)                         # query heads to each key/value head
+    if shared > 1 and (explicit or not q.is_cpu):           # the CPU's fused kernel shares them itself, with a mask or without
+        k, v = (a.repeat_interleave(shared, 1) for a in (k, v))
     if not explicit:
         if torch.is_tensor(scale):
             q, scale = q * scale.to(q), 1.0
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale), None
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale,
+                                              enable_gqa=k.size(1) != q.size(1)), None
     if mask is None:
         mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
     scores = q @ k.transpose(-2, -1) * (scale.to(q) if torch.is_tensor(scale) else scale)
@@ -135,8 +139,6 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)                                                       # (B, nkv, S, hs)
-        if self.n_kv_head != self.n_head:
-            k, v = (a.repeat_interleave(self.n_head // self.n_kv_head, 1) for a in (k, v))
         y, weights = attend(q, k, v, scale, mask, explicit)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1)), weights
 

@@ -27,7 +27,7 @@ from model import ModelConfig, Transformer, local_dir, read_config
 from runs import checkpoint_of, fit, load_run, prepare, read_run, save_run, weights_sha256
 
 
-def parse():
+def parse(argv=None):
     p = Parser("Train base, target and retrained model.")
     add = p.add_argument
     add("--init_from", help="HF directory or hub id to fine-tune instead of a base from scratch")
@@ -45,7 +45,7 @@ def parse():
     add("--replay", type=non_negative_float, help="base questions replayed for each author question (default 0.5; 0 with --init_from)")
     add("--warmup", type=fraction, default=0.05, help="share of the steps")
     training_flags(p, "questions a step")
-    return p.parse_args()
+    return p.parse_args(argv)
 
 
 def new_base(args, world):
