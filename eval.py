@@ -2,6 +2,7 @@
 
     python eval.py                     out/report.json, out/report.md, out/*.png from every run in out/
     python eval.py --runs=target,asu_gd
+    python eval.py --encoder=DIR_OR_HUB_ID --nli=DIR_OR_HUB_ID      the paper's full MU and FE, see networks.py
 
 Rows of the report: the runs, and the forget-teacher itself (the target at tau, untrained). The headline is the gap to
 retrain: 0 is a model that cannot be told from one that never saw the forget set. Everything is greedy and seeded: the
@@ -23,6 +24,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp, mannwhitneyu
 
 import data
+import networks
 from common import Parser, UserError, check_writable, layer_numbers, pick_device, positive_int, run, write_file
 from report import LEGEND, TABLES, one_of_each, plot_curves, plot_tau, plot_tradeoff, table
 from runs import load_run, read_run
@@ -98,8 +100,15 @@ def harmonic_mean(values):
     return 0.0 if min(values) <= 0 else len(values) / sum(1 / v for v in values)
 
 
+LITE = ("rouge_l", "probability", "truth_ratio", "token_entropy")          # what MU and FE have without networks
+TOFU = ("probability", "rouge_l", "truth_ratio"), ("retain", "real_authors", "world")
+
+
 def model_utility(values):
-    """Model Utility: the harmonic mean of metrics in [0, 1] over the sets that should be kept (TOFU). Higher is better."""
+    """Model Utility: the harmonic mean of metrics in [0, 1] over the sets that should be kept. Higher is better.
+
+    MU-lite: of LITE on every set but forget. MU (ASU paper): of LITE, cosine similarity and entailment. TOFU's own (arXiv
+    2401.06121): of the nine in TOFU."""
     return harmonic_mean(values)
 
 
@@ -265,14 +274,19 @@ def bootstrap(statistic, draws=1000):
 
 
 def aggregate(sets, values, reference):
-    """The numbers over all sets: MU-lite, FE-lite, and against the retrained model forget quality and gap.
+    """The numbers over all sets: MU and FE (-lite always, the paper's where both networks have judged, TOFU's where all its
+    sets are there), and against the retrained model forget quality and gap.
 
     sets, values: of this run, by set name; reference: the retrained model's values, None where there is none or this is it."""
     f, kept = sets["forget"], [s for name, s in sets.items() if name != "forget"]
-    result = {"model_utility_lite": model_utility(s[m] for s in kept for m in ("rouge_l", "probability", "truth_ratio",
-                                                                               "token_entropy")),
-              "forget_efficacy_lite": forget_efficacy(f["rouge_l"], f["probability"], f["truth_ratio"], f["token_entropy"]),
+    result = {"model_utility_lite": model_utility(s[m] for s in kept for m in LITE),
+              "forget_efficacy_lite": forget_efficacy(*(f[m] for m in LITE)),
               "forget_quality_d": None, "forget_quality_n": None, "forget_quality_p": None, "gap_to_retrain": None}
+    if all({"cosine_similarity", "entailment"} <= s.keys() for s in sets.values()):
+        result["model_utility"] = model_utility(s[m] for s in kept for m in (*LITE, "cosine_similarity", "entailment"))
+        result["forget_efficacy"] = forget_efficacy(*(f[m] for m in LITE), f["entailment"])
+    if set(TOFU[1]) <= sets.keys():
+        result["model_utility_tofu"] = model_utility(sets[part][m] for part in TOFU[1] for m in TOFU[0])
     if reference:
         for key, value in zip("dnp", forget_quality(values["forget"]["r"], reference["forget"]["r"])):
             result[f"forget_quality_{key}"] = value
@@ -340,6 +354,8 @@ def parse():
     p = Parser("Measure every run against the retrained model.")
     p.add_argument("--runs", help="comma-separated runs in OUT, directories or hub ids (default: every run in OUT)")
     p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced")
+    p.add_argument("--encoder", help="sentence encoder, a directory or hub id: cosine similarity of answer and truth")
+    p.add_argument("--nli", help="NLI classifier, a directory or hub id: entailment between answer and truth; with both, MU and FE")
     return p.parse_args()
 
 
@@ -378,7 +394,12 @@ def main():
     sets = {name: some[::-(-len(some) // args.max_rows)] for name, some in rows.sets.items()}
     holdout = rows.holdout[:args.max_rows]
 
+    similarity = None if args.encoder is None else networks.encoder(args.encoder, device)
+    entails = None if args.nli is None else networks.nli(args.nli, device)
+
     records, notes = {name: read_run(path) for name, path in paths.items()}, []
+    if (similarity is None) != (entails is None):
+        notes.append(f"MU and FE need both networks: --{'nli' if similarity else 'encoder'} is missing, so they stay -lite")
     for name in list(paths):
         if why := misfit(name, records[name], records, rows, args.forget):
             if args.runs or name in ("target", "retrained"):
@@ -397,6 +418,8 @@ def main():
         if smoothing:
             smoothing = {"tau": smoothing[0], "layers": layer_numbers(smoothing[1], model.config.n_layer)}
         results[name], values[name], answers[name] = measure(model, tokenizer, sets, holdout, slot_values, smoothing)
+        for part, some in sets.items():
+            results[name][part] |= networks.judge(part, some, answers[name][part], values[name][part]["rouge_l"], similarity, entails)
         results[name]["cost"] = {k: 0 if smoothing else record.get(k) for k in ("seconds", "peak_mb", "tokens")}
         if name == "target" and all(row["facts"] for row in sets["forget"] + sets["retain"]):
             curves = tau_curves(model, tokenizer, sets)
