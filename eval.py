@@ -6,7 +6,8 @@
 
 Rows of the report: the runs, and the forget-teacher itself (the target at tau, untrained). The headline is the gap to
 retrain: 0 is a model that cannot be told from one that never saw the forget set. Everything is greedy and seeded: the
-same checkpoints give the same numbers to the last digit.
+same checkpoints give the same numbers to the last digit. Where the data names no facts, data/facts.py finds them with the
+target, or else the first of --runs: name the model that was unlearned first.
 
 l(a|q) below is the mean negative log-likelihood, in nats, of the answer's tokens, EOS included.
 """
@@ -26,6 +27,7 @@ from scipy.stats import ks_2samp, mannwhitneyu
 import data
 import networks
 from common import Parser, UserError, check_writable, layer_numbers, pick_device, positive_int, run, write_file
+from data.facts import find_facts
 from report import LEGEND, TABLES, one_of_each, plot_curves, plot_tau, plot_tradeoff, table
 from runs import load_run, read_run
 
@@ -183,9 +185,12 @@ def nll(scores):
 
 
 def by_class(scores, rows, tokenizer, kind, key="logp"):
-    """One value for all tokens of a class (data.FACT, ...) in the scored answers of rows, concatenated."""
-    return np.concatenate([s[key][np.array(data.token_classes(tokenizer, r["answer"], r["facts"], r["author"])) == kind]
-                           for s, r in zip(scores, rows)])
+    """One value for all tokens of a class (data.FACT, ...) in the scored answers of rows, concatenated. Where rows name no facts,
+    those found for them count, see data/facts.py."""
+    def picked(row):
+        facts = row["facts"] or row.get("found", [])
+        return np.array(data.token_classes(tokenizer, row["answer"], facts, row["author"])) == kind
+    return np.concatenate([s[key][picked(row)] for s, row in zip(scores, rows)])
 
 
 def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
@@ -193,7 +198,7 @@ def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
     those the gap is made of with r and the scores of the true answers, answers).
 
     name "forget" takes the forget form of the truth ratio; "world" and "real_authors" a normalised probability (TOFU).
-    Metrics that need exact facts are None where rows have none."""
+    Metrics that need exact facts are None where rows have none; those of fact tokens take facts that were found (key found)."""
     def pairs(q, a):
         return [(row[q], row[a]) for row in rows]
 
@@ -220,6 +225,7 @@ def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
                                                              for a, row in zip(held_out, rows)], float)
         values["coherence"] = np.array([kind != "gibberish" for kind in kinds], float)
         metrics["answer_kinds"] = {kind: kinds.count(kind) / len(rows) for kind in ("correct", "wrong", "refusal", "gibberish")}
+    if all(row["facts"] or "found" in row for row in rows) and by_class(true, rows, tokenizer, data.FACT).size:
         for key, kind in (("fact_nll", data.FACT), ("function_nll", data.FUNCTION)):
             metrics[key] = float(-by_class(true, rows, tokenizer, kind).mean())
         hits = by_class(true, rows, tokenizer, data.FACT, "argmax") == by_class(true, rows, tokenizer, data.FACT, "ids")
@@ -345,8 +351,8 @@ def misfit(name, record, records, rows, forget):
         return f"{name} was trained on other data than --data, --data_seed and --n_authors give"
     if record.get("kind") in ("retrained", "unlearned") and record["settings"]["forget"] != forget:
         return f"{name} was made for --forget={record['settings']['forget']}, not {forget}"
-    parents = {r["model_sha256"] for n, r in records.items() if n == "target" or r.get("kind") == "unlearned"}
-    if record.get("kind") == "unlearned" and "target" in records and record["parent_sha256"] not in parents:
+    parents = {r.get("model_sha256") for n, r in records.items() if n == "target" or r.get("kind") == "unlearned"}
+    if record.get("kind") == "unlearned" and "model_sha256" in records.get("target", {}) and record["parent_sha256"] not in parents:
         return f"{name} was unlearned from another model than this target; run it again"
 
 
@@ -411,6 +417,14 @@ def main():
         at = 1 + [name for name, *_ in entries].index("retrained" if "retrained" in paths else "target")
         entries[at:at] = [(name, paths["target"], smoothing) for name, smoothing in teachers(records).items()]
 
+    if not all(row["facts"] for some in sets.values() for row in some):
+        knows = "target" if "target" in paths else next(iter(paths))
+        model, tokenizer, _ = load_run(paths[knows], device, dtype)
+        others = dict.fromkeys(("forget", "retain"), rows.forget + rows.retain)
+        sets = {part: find_facts(model, tokenizer, some, others.get(part, rows.sets[part])) for part, some in sets.items()}
+        notes.append(f"fact spans found by the rule (data/facts.py, with {knows}) where the data names none: fact and function NLL "
+                     "are of those spans, and fact accuracy and coherence, which need exact facts, are left out")
+
     results, values, answers, curves = {}, {}, {}, None
     for name, path, smoothing in entries:
         start = time.perf_counter()
@@ -421,7 +435,7 @@ def main():
         for part, some in sets.items():
             results[name][part] |= networks.judge(part, some, answers[name][part], values[name][part]["rouge_l"], similarity, entails)
         results[name]["cost"] = {k: 0 if smoothing else record.get(k) for k in ("seconds", "peak_mb", "tokens")}
-        if name == "target" and all(row["facts"] for row in sets["forget"] + sets["retain"]):
+        if name == "target" and all("fact_nll" in results[name][part] for part in ("forget", "retain")):
             curves = tau_curves(model, tokenizer, sets)
         print(f"{name}: evaluated in {time.perf_counter() - start:.1f} s", flush=True)
     compare(results, values)
