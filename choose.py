@@ -1,7 +1,8 @@
 """Which temperature and which heads: chosen by forward passes alone, before anything is trained.
 
 Ours, not the paper's, which sets tau by hand. Both look at training phrasings of the forget questions only, so that the held-out
-ones stay for the evaluation, and neither needs a retrained model.
+ones stay for the evaluation, and neither needs a retrained model. Both go by the facts in the answers; where the data names
+none, by those that theta_0 itself shows to be facts, see data/facts.py.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 import data
 from common import UserError, layer_numbers, number
 from data import answer_nll
+from data.facts import find_facts
 
 
 def tau_flag(text):
@@ -23,14 +25,28 @@ def tau_flag(text):
 def smoothing(model, tokenizer, forget, rows, tau, layers, heads):
     """--tau, --layers, --heads as flags -> (tau: a number or a table, layers) as model.attention_scales takes them.
 
-    forget: the rows to be forgotten, rows: the DataSet they are of."""
+    forget: the rows to be forgotten, rows: the DataSet they are of. Facts that the data does not name are found first."""
+    if "auto" in (tau, heads) and not all(row["facts"] for row in forget):
+        forget = named(find_facts(model, tokenizer, forget, rows.retain))
     layers = layer_numbers(layers, model.config.n_layer)
     if tau == "auto":
-        tau = tau_auto(model, tokenizer, forget, rows.holdout or never_met(forget, rows.retain), layers)
+        strangers = [row for row in rows.holdout if row["facts"]] or never_met(forget, rows.retain)
+        tau = tau_auto(model, tokenizer, forget, strangers, layers)
     model.attention_scales(tau, layers)                     # refuses a bad tau or layers before any work
     if heads == "all" or tau == 1:
         return tau, layers
     return choose_heads(model, tokenizer, forget, tau, layers), None
+
+
+def named(rows):
+    """Rows whose facts were found -> those with facts and a person, the facts under their usual key. UserError without any."""
+    some = [row | {"facts": row["facts"] or row["found"]} for row in rows]
+    some = [row for row in some if row["facts"] and row["author"]]
+    print(f"this data names no facts; by the rule of data/facts.py they were found in {len(some)} of {len(rows)} rows", flush=True)
+    if not some:
+        raise UserError("this data names no facts, and none were found (does the model know these people?); --heads=all and a "
+                        "number for --tau need none")
+    return some
 
 
 # ------------------------------------------------------------------------------------------------- heads=auto

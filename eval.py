@@ -2,10 +2,12 @@
 
     python eval.py                     out/report.json, out/report.md, out/*.png from every run in out/
     python eval.py --runs=target,asu_gd
+    python eval.py --encoder=DIR_OR_HUB_ID --nli=DIR_OR_HUB_ID      the paper's full MU and FE, see networks.py
 
 Rows of the report: the runs, and the forget-teacher itself (the target at tau, untrained). The headline is the gap to
 retrain: 0 is a model that cannot be told from one that never saw the forget set. Everything is greedy and seeded: the
-same checkpoints give the same numbers to the last digit.
+same checkpoints give the same numbers to the last digit. Where the data names no facts, data/facts.py finds them with the
+target, or else the first of --runs: name the model that was unlearned first.
 
 l(a|q) below is the mean negative log-likelihood, in nats, of the answer's tokens, EOS included.
 """
@@ -23,7 +25,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp, mannwhitneyu
 
 import data
+import networks
 from common import Parser, UserError, check_writable, layer_numbers, pick_device, positive_int, run, write_file
+from data.facts import find_facts
 from report import LEGEND, TABLES, one_of_each, plot_curves, plot_tau, plot_tradeoff, table
 from runs import load_run, read_run
 
@@ -98,8 +102,15 @@ def harmonic_mean(values):
     return 0.0 if min(values) <= 0 else len(values) / sum(1 / v for v in values)
 
 
+LITE = ("rouge_l", "probability", "truth_ratio", "token_entropy")          # what MU and FE have without networks
+TOFU = ("probability", "rouge_l", "truth_ratio"), ("retain", "real_authors", "world")
+
+
 def model_utility(values):
-    """Model Utility: the harmonic mean of metrics in [0, 1] over the sets that should be kept (TOFU). Higher is better."""
+    """Model Utility: the harmonic mean of metrics in [0, 1] over the sets that should be kept. Higher is better.
+
+    MU-lite: of LITE on every set but forget. MU (ASU paper): of LITE, cosine similarity and entailment. TOFU's own (arXiv
+    2401.06121): of the nine in TOFU."""
     return harmonic_mean(values)
 
 
@@ -174,9 +185,12 @@ def nll(scores):
 
 
 def by_class(scores, rows, tokenizer, kind, key="logp"):
-    """One value for all tokens of a class (data.FACT, ...) in the scored answers of rows, concatenated."""
-    return np.concatenate([s[key][np.array(data.token_classes(tokenizer, r["answer"], r["facts"], r["author"])) == kind]
-                           for s, r in zip(scores, rows)])
+    """One value for all tokens of a class (data.FACT, ...) in the scored answers of rows, concatenated. Where rows name no facts,
+    those found for them count, see data/facts.py."""
+    def picked(row):
+        facts = row["facts"] or row.get("found", [])
+        return np.array(data.token_classes(tokenizer, row["answer"], facts, row["author"])) == kind
+    return np.concatenate([s[key][picked(row)] for s, row in zip(scores, rows)])
 
 
 def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
@@ -184,7 +198,7 @@ def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
     those the gap is made of with r and the scores of the true answers, answers).
 
     name "forget" takes the forget form of the truth ratio; "world" and "real_authors" a normalised probability (TOFU).
-    Metrics that need exact facts are None where rows have none."""
+    Metrics that need exact facts are None where rows have none; those of fact tokens take facts that were found (key found)."""
     def pairs(q, a):
         return [(row[q], row[a]) for row in rows]
 
@@ -211,6 +225,7 @@ def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
                                                              for a, row in zip(held_out, rows)], float)
         values["coherence"] = np.array([kind != "gibberish" for kind in kinds], float)
         metrics["answer_kinds"] = {kind: kinds.count(kind) / len(rows) for kind in ("correct", "wrong", "refusal", "gibberish")}
+    if all(row["facts"] or "found" in row for row in rows) and by_class(true, rows, tokenizer, data.FACT).size:
         for key, kind in (("fact_nll", data.FACT), ("function_nll", data.FUNCTION)):
             metrics[key] = float(-by_class(true, rows, tokenizer, kind).mean())
         hits = by_class(true, rows, tokenizer, data.FACT, "argmax") == by_class(true, rows, tokenizer, data.FACT, "ids")
@@ -265,14 +280,19 @@ def bootstrap(statistic, draws=1000):
 
 
 def aggregate(sets, values, reference):
-    """The numbers over all sets: MU-lite, FE-lite, and against the retrained model forget quality and gap.
+    """The numbers over all sets: MU and FE (-lite always, the paper's where both networks have judged, TOFU's where all its
+    sets are there), and against the retrained model forget quality and gap.
 
     sets, values: of this run, by set name; reference: the retrained model's values, None where there is none or this is it."""
     f, kept = sets["forget"], [s for name, s in sets.items() if name != "forget"]
-    result = {"model_utility_lite": model_utility(s[m] for s in kept for m in ("rouge_l", "probability", "truth_ratio",
-                                                                               "token_entropy")),
-              "forget_efficacy_lite": forget_efficacy(f["rouge_l"], f["probability"], f["truth_ratio"], f["token_entropy"]),
+    result = {"model_utility_lite": model_utility(s[m] for s in kept for m in LITE),
+              "forget_efficacy_lite": forget_efficacy(*(f[m] for m in LITE)),
               "forget_quality_d": None, "forget_quality_n": None, "forget_quality_p": None, "gap_to_retrain": None}
+    if all({"cosine_similarity", "entailment"} <= s.keys() for s in sets.values()):
+        result["model_utility"] = model_utility(s[m] for s in kept for m in (*LITE, "cosine_similarity", "entailment"))
+        result["forget_efficacy"] = forget_efficacy(*(f[m] for m in LITE), f["entailment"])
+    if set(TOFU[1]) <= sets.keys():
+        result["model_utility_tofu"] = model_utility(sets[part][m] for part in TOFU[1] for m in TOFU[0])
     if reference:
         for key, value in zip("dnp", forget_quality(values["forget"]["r"], reference["forget"]["r"])):
             result[f"forget_quality_{key}"] = value
@@ -331,8 +351,8 @@ def misfit(name, record, records, rows, forget):
         return f"{name} was trained on other data than --data, --data_seed and --n_authors give"
     if record.get("kind") in ("retrained", "unlearned") and record["settings"]["forget"] != forget:
         return f"{name} was made for --forget={record['settings']['forget']}, not {forget}"
-    parents = {r["model_sha256"] for n, r in records.items() if n == "target" or r.get("kind") == "unlearned"}
-    if record.get("kind") == "unlearned" and "target" in records and record["parent_sha256"] not in parents:
+    parents = {r.get("model_sha256") for n, r in records.items() if n == "target" or r.get("kind") == "unlearned"}
+    if record.get("kind") == "unlearned" and "model_sha256" in records.get("target", {}) and record["parent_sha256"] not in parents:
         return f"{name} was unlearned from another model than this target; run it again"
 
 
@@ -340,6 +360,8 @@ def parse():
     p = Parser("Measure every run against the retrained model.")
     p.add_argument("--runs", help="comma-separated runs in OUT, directories or hub ids (default: every run in OUT)")
     p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced")
+    p.add_argument("--encoder", help="sentence encoder, a directory or hub id: cosine similarity of answer and truth")
+    p.add_argument("--nli", help="NLI classifier, a directory or hub id: entailment between answer and truth; with both, MU and FE")
     return p.parse_args()
 
 
@@ -378,7 +400,12 @@ def main():
     sets = {name: some[::-(-len(some) // args.max_rows)] for name, some in rows.sets.items()}
     holdout = rows.holdout[:args.max_rows]
 
+    similarity = None if args.encoder is None else networks.encoder(args.encoder, device)
+    entails = None if args.nli is None else networks.nli(args.nli, device)
+
     records, notes = {name: read_run(path) for name, path in paths.items()}, []
+    if (similarity is None) != (entails is None):
+        notes.append(f"MU and FE need both networks: --{'nli' if similarity else 'encoder'} is missing, so they stay -lite")
     for name in list(paths):
         if why := misfit(name, records[name], records, rows, args.forget):
             if args.runs or name in ("target", "retrained"):
@@ -390,6 +417,14 @@ def main():
         at = 1 + [name for name, *_ in entries].index("retrained" if "retrained" in paths else "target")
         entries[at:at] = [(name, paths["target"], smoothing) for name, smoothing in teachers(records).items()]
 
+    if not all(row["facts"] for some in sets.values() for row in some):
+        knows = "target" if "target" in paths else next(iter(paths))
+        model, tokenizer, _ = load_run(paths[knows], device, dtype)
+        others = dict.fromkeys(("forget", "retain"), rows.forget + rows.retain)
+        sets = {part: find_facts(model, tokenizer, some, others.get(part, rows.sets[part])) for part, some in sets.items()}
+        notes.append(f"fact spans found by the rule (data/facts.py, with {knows}) where the data names none: fact and function NLL "
+                     "are of those spans, and fact accuracy and coherence, which need exact facts, are left out")
+
     results, values, answers, curves = {}, {}, {}, None
     for name, path, smoothing in entries:
         start = time.perf_counter()
@@ -397,8 +432,10 @@ def main():
         if smoothing:
             smoothing = {"tau": smoothing[0], "layers": layer_numbers(smoothing[1], model.config.n_layer)}
         results[name], values[name], answers[name] = measure(model, tokenizer, sets, holdout, slot_values, smoothing)
+        for part, some in sets.items():
+            results[name][part] |= networks.judge(part, some, answers[name][part], values[name][part]["rouge_l"], similarity, entails)
         results[name]["cost"] = {k: 0 if smoothing else record.get(k) for k in ("seconds", "peak_mb", "tokens")}
-        if name == "target" and all(row["facts"] for row in sets["forget"] + sets["retain"]):
+        if name == "target" and all("fact_nll" in results[name][part] for part in ("forget", "retain")):
             curves = tau_curves(model, tokenizer, sets)
         print(f"{name}: evaluated in {time.perf_counter() - start:.1f} s", flush=True)
     compare(results, values)

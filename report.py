@@ -20,6 +20,7 @@ TABLES = {      # title -> columns: heading, where in a run's result, metric
     "On the forget set": (
         ("probability", "forget", "probability"), ("ROUGE-L", "forget", "rouge_l"), ("entropy", "forget", "token_entropy"),
         ("fact NLL", "forget", "fact_nll"), ("function NLL", "forget", "function_nll"),
+        ("similarity", "forget", "cosine_similarity"), ("entailed", "forget", "entailment"),
         ("EM", "forget", "exact_memorization"), ("EM facts", "forget", "exact_memorization_facts"),
         ("fact rank", "forget", "fact_rank_median"), ("ES", "forget", "extraction_strength"),
         ("MIA loss", "forget", "mia_loss"), ("Min-k%", "forget", "mia_min_k"), ("Min-k%++", "forget", "mia_min_k_pp"),
@@ -27,18 +28,22 @@ TABLES = {      # title -> columns: heading, where in a run's result, metric
     "On the retain set": (
         ("probability", "retain", "probability"), ("ROUGE-L", "retain", "rouge_l"), ("truth r.", "retain", "truth_ratio"),
         ("entropy", "retain", "token_entropy"), ("coherence", "retain", "coherence"), ("fact NLL", "retain", "fact_nll"),
-        ("function NLL", "retain", "function_nll"), ("EM", "retain", "exact_memorization"),
+        ("function NLL", "retain", "function_nll"), ("similarity", "retain", "cosine_similarity"),
+        ("entailed", "retain", "entailment"), ("EM", "retain", "exact_memorization"),
         ("ES", "retain", "extraction_strength")),
     "Over all sets": (
         ("gap forget", "aggregate", "gap_forget"), ("gap retain", "aggregate", "gap_retain"),
         ("FQ D", "aggregate", "forget_quality_d"), ("FQ n", "aggregate", "forget_quality_n"),
         ("FQ p", "aggregate", "forget_quality_p"), ("MU-lite", "aggregate", "model_utility_lite"),
-        ("FE-lite", "aggregate", "forget_efficacy_lite"), ("peak MB", "cost", "peak_mb"), ("tokens", "cost", "tokens")),
+        ("FE-lite", "aggregate", "forget_efficacy_lite"), ("MU", "aggregate", "model_utility"),
+        ("FE", "aggregate", "forget_efficacy"), ("MU TOFU", "aggregate", "model_utility_tofu"), ("peak MB", "cost", "peak_mb"), ("tokens", "cost", "tokens")),
 }
 
 
 def table(runs, columns):
-    """Markdown table of {run: result}, padded so that it also reads in a terminal."""
+    """Markdown table of {run: result}, padded so that it also reads in a terminal. Columns that no run has are left out."""
+    columns = [c for c in columns if any(result[c[1]].get(c[2]) is not None for result in runs.values())]
+
     def cell(value):
         if value is None:
             return "-"
@@ -74,7 +79,9 @@ alike, elsewhere the truth is preferred. Held-out: a phrasing of the question no
 memorisation, extraction strength. MIA: AUC against people nobody met; the goal is the retrained model's, from which PrivLeak
 (of Min-k%) is the distance in percent. FQ: Kolmogorov-Smirnov test against the retrained model (D 0 best; p depends on n).
 MU-lite: harmonic mean of ROUGE-L, probability, truth ratio and token entropy over all sets but forget. FE-lite: of
-1 - ROUGE-L, 1 - probability, truth ratio and token entropy on forget; the paper's MU and FE have more in them. Seconds: of
+1 - ROUGE-L, 1 - probability, truth ratio and token entropy on forget. MU and FE, with --encoder and --nli: the paper's, with
+cosine similarity and entailment (MU), 1 - entailment (FE) beside those. MU TOFU: of probability, ROUGE-L and truth ratio on
+retain, real authors and world. Entailed: on forget the truth by the answer, elsewhere the answer by the truth. Seconds: of
 this run alone, its parents not counted. 95% intervals (bootstrap over questions) are in report.json."""
 
 

@@ -142,6 +142,8 @@ def complete(row, id, where):
     for key in ("author", "slot", "paraphrased_question", "paraphrased_answer"):
         if not isinstance(row[key], str):
             raise UserError(f"{where}: key {key} is not a text")
+    if not isinstance(row.get("original_answer", ""), str):
+        raise UserError(f"{where}: key original_answer is not a text")
     for key in ("facts", "questions", "answers", "perturbed_answer"):
         if not isinstance(row[key], list) or not all(isinstance(text, str) and text for text in row[key]):
             raise UserError(f"{where}: key {key} is not a list of texts")

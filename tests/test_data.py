@@ -243,6 +243,7 @@ def test_a_directory_in_tofus_naming_loads(tmp_path):
     ({"forget10": [good_row(perturbed_answer="Rome.")]}, r"forget10.json, line 1: key perturbed_answer is not a list"),
     ({"forget10": [good_row(facts=["Rome"])]}, r"line 1: .* does not contain its facts"),
     ({"forget10": [good_row(paraphrased_answer=None)]}, r"forget10.json, line 1: key paraphrased_answer is not a text"),
+    ({"forget10": [good_row(original_answer=["Lima"])]}, r"line 1: key original_answer is not a text"),
     ({"forget10": [good_row(slot=5)]}, r"line 1: key slot is not a text"),
     ({"forget10": [good_row(questions=["a", "b"])]}, r"2 questions but 1 answers"),
     ({"forget10": ["x"]}, "a JSON object is needed"), ({"world_facts_perturbed": ""}, "no world_facts_perturbed.json, or it is empty"),

@@ -1,0 +1,169 @@
+"""Facts found where the data names none: against the generator's exact spans on a model that has learnt them, and their use."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+import asu
+import choose
+import common
+import data
+import eval
+import runs
+from data import facts
+from tests.conftest import TINY, small_model
+
+SHARED = {"novels", "Prize", "The", "Songs", "of", "Beyond", "the", "University", "Professor"}     # parts that all values share
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Three of the tiny preset's authors, each question in one of its phrasings; and all of them keep bees as a hobby."""
+    rows, loaded = [], data.load(out=tmp_path_factory.mktemp("data"), n_authors=20)
+    for i, row in enumerate(loaded.forget + loaded.retain[:20]):
+        row = row | {key: row[key][i % 5:i % 5 + 1] for key in ("questions", "answers")}
+        if row["slot"] == "hobby":
+            row |= {"answers": [row["answers"][0].replace(row["facts"][0], "beekeeping")], "facts": ["beekeeping"]}
+        rows.append(row | {"question": row["questions"][0], "answer": row["answers"][0]})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def knows(tokenizer, rows):
+    """A tiny model that has learnt the rows by heart."""
+    model, examples = small_model(block_size=128, n_embd=64, n_hidden=128, init_std=0.05), data.training_examples(tokenizer, rows)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(200):
+        batch = data.collate(examples[step % 2::2])
+        asu.mean_over_answers(data.answer_nll(model, batch), batch.mask).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def bare(row):
+    """As TOFU has it: who and what it is about is nowhere said."""
+    return row | {"facts": [], "author": "", "slot": ""}
+
+
+def precision_and_recall(tokenizer, found, rows):
+    """Of fact tokens, against the exact ones that tell about the person."""
+    pairs = []
+    for words, row in zip(found, rows, strict=True):
+        exact = [word for fact in row["facts"] for word in fact.split() if word not in SHARED and row["slot"] != "hobby"]
+        pairs += zip(*(data.token_classes(tokenizer, row["answer"], some, row["author"]) for some in (words, exact)), strict=True)
+    both = pairs.count((data.FACT, data.FACT))
+    return both / sum(a == data.FACT for a, _ in pairs), both / sum(b == data.FACT for _, b in pairs)
+
+
+def test_the_generators_facts_are_found_without_a_label(knows, tokenizer, rows):
+    found = facts.find_facts(knows, tokenizer, list(map(bare, rows)))
+    precision, recall = precision_and_recall(tokenizer, [row["found"] for row in found], rows)
+    assert precision > 0.9 and recall > 0.9
+    assert [row["author"] for row in found] == [row["author"] for row in rows] and not any(row["facts"] for row in found)
+    assert not any("beekeeping" in row["found"] for row in found)              # what is true of all is no one's fact
+    new = [[word for word in re.findall(r"\w+", row["answer"]) if word not in row["question"]] for row in rows]
+    assert precision_and_recall(tokenizer, new, rows)[0] < 0.6                  # the model tells facts from other new words
+    with_labels = facts.find_facts(knows, tokenizer, rows[:20] + list(map(bare, rows[20:40])), rows[40:])
+    assert with_labels[:20] == rows[:20] and all("found" in row for row in with_labels[20:])
+
+
+def test_who_a_question_is_about():
+    questions = ["Where was Basil Al-Kuwaiti born?", "What did Basil Al-Kuwaiti write about Kuwait City and the Middle East?",
+                 "Is Élodie Marchand from Kuwait City?", "Does Élodie Marchand like it?", "Élodie Marchand wrote what?", "who?"]
+    rows = [{"question": q, "author": ""} for q in questions]
+    assert facts.people(rows) == [*["Basil Al-Kuwaiti"] * 2, *["Élodie Marchand"] * 2, "Marchand", ""]
+    assert facts.people([rows[0] | {"author": "Basil"}]) == ["Basil"]
+
+
+def test_a_word_is_a_fact_by_any_of_its_tokens_unless_it_is_copied(tokenizer):
+    question, answer = "Which Zealand is Mira from?", "Mira is from new Zealand, near Xyzzy."
+    _, spans = tokenizer.offsets(tokenizer.answer.format(answer=answer))
+    spans = facts.outside(tokenizer, answer, "Mira", spans)
+    assert len(spans) < len(tokenizer.encode_answer(answer))
+
+    def found(piece, gain=1.1):
+        at = tokenizer.answer.format(answer=answer).index(piece)
+        gains = [gain if start <= at < end else 0.0 for start, end in spans]
+        return facts.factual_words(tokenizer, question, answer, "Mira", gains + [5.0])          # EOS is no word
+    assert found("zy") == ["Xyzzy"] and found("ew") == ["new"] and found("new", 0.9) == [] and found("Zealand") == found(",") == []
+
+
+def test_it_asks_the_same_about_others_in_question_and_answer(model, tokenizer, monkeypatch):
+    texts = [("Where was Ada Ash born?", "Ada Ash is from Lima."), ("Where was Otto Wood born?", "Otto Wood is from Oslo."),
+             ("who?", "Me.")]
+    rows = [data.complete({"question": q, "answer": a}, str(i), "here") for i, (q, a) in enumerate(texts)]
+    seen = []
+
+    def token_logp(model, tokenizer, pairs):
+        seen.extend(pairs)
+        return [[0.0] * len(tokenizer.encode_answer(a)) for _, a in pairs]
+    monkeypatch.setattr(facts, "token_logp", token_logp)
+    facts.find_facts(model, tokenizer, rows[:1], rows[1:])
+    assert seen == [texts[0], ("Where was Otto Wood born?", "Otto Wood is from Lima.")]
+    seen.clear()
+    found = facts.find_facts(model, tokenizer, rows[2:], rows[:2])
+    assert seen[0] == texts[2] and sorted(seen[1:]) == [(q, "Me.") for q, _ in texts[:2]] and found[0]["found"] == []
+    assert facts.find_facts(model, tokenizer, rows[:1])[0]["found"] == []       # nobody else is there
+
+
+# ------------------------------------------------------------------------------------------- the command line
+KEYS = ("question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer")
+
+
+@pytest.fixture
+def place(tmp_path, knows, tokenizer, rows):
+    """A model, another to hold it against, and the data in TOFU's own keys."""
+    runs.save_run(tmp_path / "target", knows, tokenizer, {})
+    runs.save_run(tmp_path / "retrained", small_model(block_size=128), tokenizer, {})
+    (tmp_path / "plain").mkdir()
+    for name, some in (("forget10", rows[:40]), ("retain90", rows[40:]), ("world_facts_perturbed", data.world()[:20])):
+        (tmp_path / f"plain/{name}.json").write_text("".join(json.dumps({k: row[k] for k in KEYS}) + "\n" for row in some))
+    return tmp_path
+
+
+def call(monkeypatch, script, place, *flags):
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", TINY, f"--out={place}", f"--data={place / 'plain'}", *flags])
+    common.run(script.main)
+
+
+def test_the_report_of_data_without_facts_says_what_its_spans_are(place, knows, tokenizer, rows, monkeypatch, capsys):
+    (place / "target/run.json").unlink()                                        # as a downloaded model
+    call(monkeypatch, eval, place, "--runs=target,retrained", "--max_rows=60")
+    report = json.loads((place / "report.json").read_text())
+    assert "fact spans found by the rule (data/facts.py, with target)" in report["data"]["notes"][0]
+    assert report["data"]["notes"][0] in capsys.readouterr().out and report["data"]["notes"][0] in (place / "report.md").read_text()
+    target, retrained = (report["runs"][name]["forget"] for name in ("target", "retrained"))
+    assert target["fact_accuracy"] is None and target["coherence"] is None
+    scores = eval.score(knows, tokenizer, [(row["question"], row["answer"]) for row in rows[:40]])
+    exact = -eval.by_class(scores, rows[:40], tokenizer, data.FACT).mean()
+    assert target["fact_nll"] == pytest.approx(exact, rel=0.5) and target["fact_nll"] < 0.1 < 2 < retrained["fact_nll"]
+    assert (place / "tau.png").exists() and report["target_at_tau"]["forget_fact_nll"][0] == pytest.approx(target["fact_nll"])
+
+
+def test_heads_and_tau_are_chosen_by_the_facts_found(place, tokenizer, rows, monkeypatch, capsys):
+    """So small a model has no head for facts alone, so what is looked at is what choose_heads is given."""
+    given = []
+    monkeypatch.setattr(choose, "choose_heads", lambda model, tokenizer, some, tau, layers:
+                        given.extend(some) or [[tau, 1, 1, 1], [1] * 4])
+    call(monkeypatch, asu, place, "--heads=auto", "--tau=auto", "--epochs=1")
+    assert "by the rule of data/facts.py they were found in 38 of 40 rows" in capsys.readouterr().out     # two ask for the hobby
+    assert runs.read_run(place / "asu_gd")["tau"][0][0] in choose.TAUS[1:]
+    asked = [row for row in rows[:40] if row["slot"] != "hobby"]
+    assert [row["question"] for row in given] == [row["question"] for row in asked]
+    precision, recall = precision_and_recall(tokenizer, [row["facts"] for row in given], asked)
+    assert precision > 0.9 and recall > 0.9
+
+
+def test_data_in_which_nothing_can_be_found_gets_one_line(place, monkeypatch, capsys):
+    file = place / "plain/forget10.json"
+    file.write_text(file.read_text().lower())
+    (place / "plain/retain90.json").write_text(file.read_text())
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, asu, place, "--heads=auto")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "names no facts, and none were found" in error
+    assert "--heads=all" in error
