@@ -33,6 +33,7 @@ import data
 import train
 from common import Parser, UserError, check_writable, pick_device, positive_int, run, write_file
 from data import answer_nll, mean_over_answers
+from lora import add_lora
 from model import ModelConfig, Transformer, local_dir
 from runs import adamw, load_run, peak_mb
 
@@ -51,9 +52,14 @@ def rows(n, vocab_size, seed):
 
 # ------------------------------------------------------------------------------------------------- recipes
 def ours(model, forget, retain, teacher="cached"):
-    """asu.py: rows padded to the longest, only answers projected to the vocabulary. -> function () -> (forget, retain loss)"""
+    """asu.py: rows padded to the longest, only answers projected to the vocabulary. -> function () that yields the
+    forget and the retain loss"""
     frozen, numbers = {"teacher": asu.TEACHERS[teacher](model, forget, TAU)}, range(len(forget))
-    return lambda: (asu.asu(asu.Answers(model, forget, numbers, frozen)), asu.gd(asu.Answers(model, retain, numbers, {})))
+
+    def losses():
+        yield asu.asu(asu.Answers(model, forget, numbers, frozen))
+        yield asu.gd(asu.Answers(model, retain, numbers, {}))
+    return losses
 
 
 def released(model, forget, retain):
@@ -76,12 +82,25 @@ def released(model, forget, retain):
         forget_loss = asu.forward_kl(teacher_logp, model(idx).float().log_softmax(-1), mask)
         logits = model(retain_idx).float().flatten(0, 1)                                        # (B * 500, V)
         nll = F.cross_entropy(logits, retain_target.flatten(), reduction="none").view_as(retain_mask)
-        return forget_loss, mean_over_answers(nll, retain_mask)
+        yield torch.stack((forget_loss, mean_over_answers(nll, retain_mask)))
     return losses
 
 
+def checkpointed(model, forget, retain):
+    """ours with --checkpointing. -> as ours"""
+    model.checkpointing = True
+    return ours(model, forget, retain)
+
+
+def with_lora(model, forget, retain):
+    """ours with --lora=16. -> as ours"""
+    add_lora(model, 16)
+    return ours(model, forget, retain)
+
+
 # Each prepares a model (and may freeze or add weights: the optimizer takes what then wants a gradient) and returns its losses.
-RECIPES = {"ours": ours, "ours, live teacher": partial(ours, teacher="live"), "released recipe": released}
+RECIPES = {"ours": ours, "ours, checkpointing": checkpointed, "ours, LoRA": with_lora,
+           "ours, live teacher": partial(ours, teacher="live"), "released recipe": released}
 
 
 # ---------------------------------------------------------------------------------------------- measuring
@@ -139,12 +158,16 @@ def tokens(examples):
 
 
 def stepper(model, losses, lr):
-    """-> function () that takes one step (backward, clipping, AdamW) and returns the losses, whose sum it lowers."""
+    """-> function () that takes one step (backward, clipping, AdamW) and returns the losses, whose sum it lowers.
+
+    losses() gives those that go backward one by one, as runs.fit has them; the released code's come together."""
     optimizer = adamw(model, lr, 0.01)
 
     def step():
-        parts = losses()
-        sum(parts).backward()
+        parts = []
+        for loss in losses():
+            (loss if loss.dim() == 0 else loss.sum()).backward()
+            parts += loss.detach().flatten()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -13,7 +13,7 @@ import data
 from experiments import bench
 from tests.conftest import small_model
 
-SHAPE = dict(vocab_size=600, block_size=128, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_hidden=64, eos_id=599, init_std=0.3)
+SHAPE = dict(vocab_size=600, block_size=128, n_layer=2, n_head=4, n_kv_head=2, n_embd=64, n_hidden=96, eos_id=599, init_std=0.3)
 ARGS = Namespace(device="cpu", dtype="float32", batch_size=3, repeats=1, seed=0, data_seed=0, new_tokens=3)
 
 
@@ -26,14 +26,14 @@ def test_every_recipe_is_the_same_losses_and_gradients():
     found = {}
     for name, recipe in bench.RECIPES.items():
         model, examples = small_model(**SHAPE), bench.rows(6, 600, 0)
-        losses = recipe(model, examples[:3], examples[3:])()
-        sum(losses).backward()
-        found[name] = [loss.item() for loss in losses], torch.cat([p.grad.flatten() for p in model.parameters()])
+        losses = torch.cat([loss.flatten() for loss in recipe(model, examples[:3], examples[3:])()])
+        losses.sum().backward()
+        found[name] = losses.tolist(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
     first, gradient = found.pop("ours")
     assert min(first) > 0.01 and gradient.norm() > 0.01
-    for other, its_gradient in found.values():
+    for name, (other, its_gradient) in found.items():
         assert other == pytest.approx(first, abs=1e-4)
-        assert torch.allclose(its_gradient, gradient, atol=1e-4)
+        assert "LoRA" in name or torch.allclose(its_gradient, gradient, atol=1e-4)          # LoRA has other weights to move
 
 
 @pytest.mark.parametrize("changes", [{}, {"n_kv_head": 4, "head_dim": 16, "tie_weights": False}])
@@ -107,8 +107,8 @@ def test_the_table_is_written(tmp_path, monkeypatch, capsys, tokenizer):
     assert text in capsys.readouterr().out and "gpu: left out, --device=cpu is no GPU" in text
     rows = json.loads((tmp_path / "out/bench/bench.json").read_text())["rows"]
     assert [r["variant"] for r in rows] == [*bench.RECIPES, *["ours", "transformers"] * 3]
-    assert sum(line.startswith("| ASU step") for line in text.splitlines()) == 3
-    for r in rows[1:3]:
+    assert sum(line.startswith("| ASU step") for line in text.splitlines()) == len(bench.RECIPES)
+    for r in rows[1:len(bench.RECIPES)]:
         assert r["forget_loss"] == pytest.approx(rows[0]["forget_loss"], abs=1e-4)
         assert r["retain_loss"] == pytest.approx(rows[0]["retain_loss"], abs=1e-4)
     assert rows[-1]["same_tokens"] and rows[-1]["logits_differ"] < 1e-4
