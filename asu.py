@@ -27,7 +27,6 @@ Two additions of ours are on by default, because a model this small recalls and 
 that facts need are smoothed (--heads=auto, see choose.py), and the teacher is strengthened a little (--alpha, see extrapolated).
 """
 
-import copy
 import inspect
 import random
 import re
@@ -40,9 +39,10 @@ import torch.nn.functional as F
 
 import baselines
 import data
+import parallel
 from choose import smoothing, tau_flag
-from common import (Parser, UserError, check_writable, fraction, layer_list, non_negative_float, pick_device, positive_float,
-                    positive_int, run)
+from common import (Parser, UserError, check_writable, fraction, layer_list, non_negative_float, positive_float, positive_int,
+                    run)
 from data import answer_logp, mean_over_answers
 from runs import checkpoint_of, fit, load_run, read_run, save_run, weights_sha256
 
@@ -154,7 +154,7 @@ def refuses(loss):
 # --------------------------------------------------------------------------------------- the forget-teacher
 def live_teacher(model, examples, tau=1.0, layers=None):
     """The teacher as the paper has it: a second, frozen model. -> function (numbers, batch) -> logp (B, A, V)."""
-    frozen = copy.deepcopy(model).requires_grad_(False).eval()
+    frozen = parallel.copy_of(model).requires_grad_(False).eval()
 
     def logp(numbers, batch):
         with torch.no_grad():
@@ -168,7 +168,7 @@ def cached_teacher(model, examples, tau=1.0, layers=None, numbers=None):
 
     examples: those the teacher will be asked about; numbers: which of them (default all). -> as live_teacher.
     """
-    head = model.lm_head.weight.detach().clone()                                                # (V, C)
+    head = parallel.whole(model.lm_head.weight.detach()).clone()                                                # (V, C)
     states = cached_states(model, examples, numbers, tau=tau, layers=layers)
     return lambda numbers, batch: F.linear(states(numbers, batch), head).float().log_softmax(-1)
 
@@ -286,9 +286,9 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
 
     def losses(step):
         """The micro-batches of one step, each weighted by its share of the step's sequences."""
-        parts = (data.split(batches[step], micro_batches) for batches in (forget_batches, retain_batches))
-        for f, r in zip(*parts):
-            share, f = len(f) / len(forget_batches[step]), answers(method, f)
+        parts = (parallel.micro_batches(batches[step], micro_batches) for batches in (forget_batches, retain_batches))
+        for (f, n), (r, _) in zip(*parts):
+            share, f = n / len(forget_batches[step]), answers(method, f)
             loss_forget = METHODS[method](f, **knob)
             tokens, loss_retain = f.tokens, torch.zeros_like(loss_forget)
             if retain_loss != "none":
@@ -335,27 +335,28 @@ def parse():
     add("--grad_clip", type=positive_float, default=1.0)
     add("--teacher", choices=list(TEACHERS), default="cached", help="cached hidden states, or a second live model")
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
+    add("--shard", action="store_true", help="under torchrun: divide weights and optimizer state between the processes (FSDP2)")
     return p.parse_args()
 
 
 def main():
     args = parse()
     check_writable(args.out)
-    device, dtype = pick_device(args)
+    device, dtype = parallel.start(args)
     out = Path(args.out)
     parent = out / "target" if args.run is None else args.run
     name = args.name or f"{args.method}_{args.retain}"
     if not re.fullmatch(r"\w[\w.-]*", name) or name in TAKEN:
         raise UserError(f"--name={name}: a plain name is needed that is none of {', '.join(TAKEN)}")
-    model, tokenizer, parent_run = load_run(parent, device, dtype)
+    model, tokenizer, parent_run = load_run(parent, device, dtype, args.shard)
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     if parent_run.get("data_sha256", rows.sha256) != rows.sha256:
         raise UserError(f"{parent} was trained on other data than --data={args.data} --data_seed={args.data_seed} "
                         f"--n_authors={args.n_authors} gives")
     requests = data.by_author(rows.forget, args.tasks)
-    original = copy.deepcopy(model) if args.teacher_from == "original" and args.tasks > 1 else None
+    original = parallel.copy_of(model) if args.teacher_from == "original" and args.tasks > 1 else None
     smooths = FROZEN.get(args.method) == "teacher"
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "device", "run", "name")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "device", "shard", "run", "name")}
     parent_sha = parent_run.get("model_sha256") or weights_sha256(parent)
 
     for task, request in enumerate(requests):
@@ -364,7 +365,7 @@ def main():
         inputs = {"data_sha256": rows.sha256, "parent_sha256": parent_sha}
         done = read_run(path) if args.resume else {}
         if done.get("settings") == settings and done["parent_sha256"] == parent_sha:
-            model, parent_sha = load_run(path, device, dtype)[0], done["model_sha256"]
+            model, parent_sha = load_run(path, device, dtype, args.shard)[0], done["model_sha256"]
             print(f"{path}: finished already", flush=True)
             continue
 
@@ -374,7 +375,8 @@ def main():
 
         record, tau, layers, start = {}, None, None, time.perf_counter()
         if smooths:
-            tau, layers = smoothing(original or model, tokenizer, request, rows, args.tau, args.layers, args.heads)
+            chosen = smoothing(original or model, tokenizer, request, rows, args.tau, args.layers, args.heads)
+            tau, layers = parallel.from_first(chosen)
         choosing = time.perf_counter() - start
         unlearn(model, data.training_examples(tokenizer, request), data.training_examples(tokenizer, kept), tau=tau,
                 layers=layers, alpha=args.alpha, method=args.method, retain_loss=args.retain,
@@ -388,6 +390,7 @@ def main():
             record["fact_accuracy_by_request"] = [data.fact_accuracy(model, tokenizer, some) for some in requests]
         parent_sha = save_run(path, model, tokenizer, {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **record})
         print(f"{path}: {record['seconds']:.0f} s", flush=True)
+    parallel.stop()
 
 
 if __name__ == "__main__":

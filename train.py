@@ -11,7 +11,6 @@ Fine-tuning replays a share of strangers and world facts; without it a model is 
 met. Every epoch and batch is fixed by --seed before training starts, so an interrupted run resumes bit for bit.
 """
 
-import copy
 import itertools
 import random
 from pathlib import Path
@@ -19,8 +18,8 @@ from pathlib import Path
 import torch
 
 import data
-from common import (Parser, check_writable, fraction, non_negative_float, number, pick_device, positive_float, positive_int,
-                    run)
+import parallel
+from common import (Parser, check_writable, fraction, non_negative_float, number, positive_float, positive_int, run)
 from data import answer_nll, mean_over_answers
 from model import ModelConfig, Transformer
 from runs import checkpoint_of, fit, load_run, read_run, save_run, weights_sha256
@@ -48,6 +47,7 @@ def parse():
     add("--weight_decay", type=non_negative_float, default=0.01)
     add("--grad_clip", type=positive_float, default=1.0)
     add("--resume", action="store_true", help="go on where an interrupted run stopped; finished models are kept")
+    add("--shard", action="store_true", help="under torchrun: divide weights and optimizer state between the processes (FSDP2)")
     return p.parse_args()
 
 
@@ -69,11 +69,11 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
     ignore: flags that make no difference to it.
     """
     path = Path(args.out) / name
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "device", *ignore)} | inputs
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "device", "shard", *ignore)} | inputs
     finished = read_run(path)
     if args.resume and finished.get("settings") == settings:
         print(f"{name}: finished already")
-        return load_run(path, model.device, model.dtype)[0], finished["model_sha256"]
+        return load_run(path, model.device, model.dtype, args.shard)[0], finished["model_sha256"]
     rng = random.Random(f"{name} {args.seed}")
     batches = []
     for examples in epochs:
@@ -84,10 +84,10 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
 
     def losses(step):
         """The micro-batches of one step, each weighted by its share of the step's sequences."""
-        for examples in data.split(batches[step], args.micro_batches):
+        for examples, n in parallel.micro_batches(batches[step], args.micro_batches):
             batch = data.collate(examples, model.device)
             loss = mean_over_answers(answer_nll(model, batch), batch.mask)
-            yield loss * len(examples) / len(batches[step]), batch.idx.numel(), {}
+            yield loss * n / len(batches[step]), batch.idx.numel(), {}
 
     record = fit(model, losses, len(batches), label=name, lr=args.base_lr if name == "base" else args.lr,
                  warmup=int(args.warmup * len(batches)) + 1, weight_decay=args.weight_decay, grad_clip=args.grad_clip,
@@ -102,18 +102,19 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
 def main():
     args = parse()
     check_writable(args.out)
-    device, dtype = pick_device(args)
+    device, dtype = parallel.start(args)
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     world = rows.sets["world"]
 
     if args.init_from:
-        base, tokenizer, base_run = load_run(args.init_from, device, dtype)
+        base, tokenizer, base_run = load_run(args.init_from, device, dtype, args.shard)
         base_sha = base_run.get("model_sha256") or weights_sha256(args.init_from)
     else:
         base, tokenizer = new_base(args, world)
         stream = data.base_stream(args.data_seed, world, args.world_share)
         examples = [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, args.base_rows)]
-        base, base_sha = train("base", base.to(device, dtype), tokenizer, [examples], world, args, {},
+        base = parallel.shard(base.to(dtype), device) if args.shard else base.to(device, dtype)
+        base, base_sha = train("base", base, tokenizer, [examples], world, args, {},
                                ignore=("data", "n_authors", "forget", "epochs", "lr", "replay"))
     replay = (0.0 if args.init_from else 0.5) if args.replay is None else args.replay
     for name, part in (("target", rows.retain + rows.forget), ("retrained", rows.retain)):
@@ -121,8 +122,9 @@ def main():
         stream = data.base_stream(args.data_seed, world, args.world_share, start=args.base_rows)
         epochs = [examples + [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, int(replay * len(examples)))]
                   for _ in range(args.epochs)]
-        train(name, copy.deepcopy(base), tokenizer, epochs, part, args,
+        train(name, parallel.copy_of(base), tokenizer, epochs, part, args,
               {"data_sha256": rows.sha256, "parent_sha256": base_sha}, ignore=("forget",) if name == "target" else ())
+    parallel.stop()
 
 
 if __name__ == "__main__":
