@@ -27,7 +27,6 @@ Two additions of ours are on by default, because a model this small recalls and 
 that facts need are smoothed (--heads=auto, see choose.py), and the teacher is strengthened a little (--alpha, see extrapolated).
 """
 
-import copy
 import functools
 import inspect
 import random
@@ -41,9 +40,10 @@ import torch.nn.functional as F
 
 import baselines
 import data
+import parallel
 import plan
 from choose import smoothing, tau_flag
-from common import (Parser, UserError, check_writable, fraction, layer_list, non_negative_float, pick_device, positive_float,
+from common import (Parser, UserError, check_writable, fraction, layer_list, non_negative_float, positive_float,
                     positive_int, run, training_flags)
 from data import Tokenizer, answer_logp, mean_over_answers
 from model import local_dir, read_config
@@ -157,7 +157,7 @@ def refuses(loss):
 # --------------------------------------------------------------------------------------- the forget-teacher
 def live_teacher(model, examples, tau=1.0, layers=None):
     """The teacher as the paper has it: a second, frozen model. -> function (numbers, batch) -> logp (B, A, V)."""
-    frozen = copy.deepcopy(model).requires_grad_(False).eval()
+    frozen = parallel.copy_of(model).requires_grad_(False).eval()
 
     def logp(numbers, batch):
         with torch.no_grad():
@@ -179,8 +179,8 @@ def cached_teacher(model, examples, tau=1.0, layers=None, numbers=None, head=Non
 
 def frozen_head(model):
     """theta_0's head, (V, C): a copy if training is going to change it."""
-    weight = model.lm_head.weight
-    return weight.detach().clone() if weight.requires_grad else weight.detach()
+    weight = parallel.whole(model.lm_head.weight.detach())
+    return weight.clone() if model.lm_head.weight.requires_grad else weight
 
 
 @torch.no_grad()
@@ -312,9 +312,9 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     def losses(step):
         """The micro-batches of one step, forget and retain apart, so that the graph of one is gone before the other's is built;
         each is weighted by its share of the step's sequences."""
-        parts = (data.split(batches[step], micro_batches) for batches in (forget_batches, retain_batches))
-        for f, r in zip(*parts):
-            share = len(f) / len(forget_batches[step])
+        parts = (parallel.micro_batches(batches[step], micro_batches) for batches in (forget_batches, retain_batches))
+        for (f, n), (r, _) in zip(*parts):
+            share = n / len(forget_batches[step])
             some = answers(method, f)
             loss = METHODS[method](some, **knob)
             yield share * c_forget * loss, some.tokens, {"forget_loss": share * loss.detach()}
@@ -362,7 +362,7 @@ def parse():
 def main():
     args = parse()
     check_writable(args.out)
-    device, dtype = pick_device(args)
+    device, dtype = parallel.start(args)
     out = Path(args.out)
     parent = out / "target" if args.run is None else args.run
     name = args.name or f"{args.method}_{args.retain}"
@@ -391,12 +391,12 @@ def main():
 
     if args.plan:
         return plan.show(memory, args, device)
-    model, tokenizer, parent_run = load_run(parent, device, dtype)
+    model, tokenizer, parent_run = load_run(parent, device, dtype, args.shard)
     if parent_run.get("data_sha256", rows.sha256) != rows.sha256:
         raise UserError(f"{parent} was trained on other data than --data={args.data} --data_seed={args.data_seed} "
                         f"--n_authors={args.n_authors} gives")
-    original = copy.deepcopy(model) if args.teacher_from == "original" and args.tasks > 1 else None
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "out", "device", "run", "name")}
+    original = parallel.copy_of(model) if args.teacher_from == "original" and args.tasks > 1 else None
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "out", "device", "shard", "run", "name")}
     parent_sha = parent_run.get("model_sha256") or weights_sha256(parent)
 
     for task in range(args.tasks):
@@ -405,7 +405,7 @@ def main():
         inputs = {"data_sha256": rows.sha256, "parent_sha256": parent_sha}
         done = read_run(path) if args.resume else {}
         if done.get("settings") == settings and done["parent_sha256"] == parent_sha:
-            model, parent_sha = load_run(path, device, dtype)[0], done["model_sha256"]
+            model, parent_sha = load_run(path, device, dtype, args.shard)[0], done["model_sha256"]
             print(f"{path}: finished already", flush=True)
             continue
 
@@ -416,7 +416,8 @@ def main():
         record, tau, layers, start = {}, None, None, time.perf_counter()
         with plan.explained(memory, args, device):
             if smooths:
-                tau, layers = smoothing(original or model, tokenizer, request, rows, args.tau, args.layers, args.heads)
+                chosen = smoothing(original or model, tokenizer, request, rows, args.tau, args.layers, args.heads)
+                tau, layers = parallel.from_first(chosen)
             choosing = time.perf_counter() - start
             prepare(model, args)
             unlearn(model, **what, tau=tau, layers=layers, teacher_model=original, check=check, record=record,
@@ -426,6 +427,7 @@ def main():
             record["fact_accuracy_by_request"] = [data.fact_accuracy(model, tokenizer, some) for some in requests]
         parent_sha = save_run(path, model, tokenizer, {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **record})
         print(f"{path}: {record['seconds']:.0f} s", flush=True)
+    parallel.stop()
 
 
 def largest_step(what, model):

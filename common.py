@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -35,9 +36,15 @@ def run(main):
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:        # lost contact? then another process has more to say
+            time.sleep(5)
+        raise
 
 
 def _complain(message):
+    if int(os.environ.get("RANK", 0)) > 0:                  # under torchrun: the first's words will do, and its end is ours
+        time.sleep(2)
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
     return 2
 
@@ -62,6 +69,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv=None):
         argv = [a for arg in (sys.argv[1:] if argv is None else argv) for a in expand_preset(arg, self.prog)]
         args, unknown = self.parse_known_args(argv)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "shard" not in args:
+            self.error("this runs in one process; start it without torchrun")
         if unknown:
             known = [o for action in self._actions for o in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
@@ -85,6 +94,7 @@ def training_flags(p, batch_size_help):
     add("--weight_decay", type=non_negative_float, default=0.01)
     add("--grad_clip", type=positive_float, default=1.0)
     add("--resume", action="store_true", help="go on where an interrupted run stopped; what is finished is kept")
+    add("--shard", action="store_true", help="under torchrun: divide weights and optimizer state between the processes (FSDP2)")
     add("--plan", action="store_true", help="only say what memory the run would take, by component")
 
 
@@ -201,6 +211,6 @@ def check_writable(out):
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         write_file(Path(out) / ".probe", b"")
-        (Path(out) / ".probe").unlink()
+        (Path(out) / ".probe").unlink(missing_ok=True)        # other processes may be at it too
     except OSError as e:
         raise UserError(f"cannot write to --out={out}: {e.strerror}") from e

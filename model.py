@@ -282,7 +282,7 @@ class Transformer(nn.Module):
                             f"{c.block_size}")
         idx = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=device)          # left padding
         seen = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts], dtype=torch.bool, device=device)
-        caches = [KVCache(len(prompts), c.n_kv_head, T + max_new_tokens, c.head_dim, self.embed_tokens.weight)
+        caches = [KVCache(len(prompts), c.n_kv_head, T + max_new_tokens, c.head_dim, torch.empty(0, dtype=self.dtype, device=device))
                   for _ in range(c.n_layer)] if use_cache else None
         generator = torch.Generator(device=device).manual_seed(seed)
         done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -306,11 +306,12 @@ class Transformer(nn.Module):
         return [list(itertools.takewhile(lambda token: token not in stops, row)) for row in idx[:, T:].tolist()]
 
     # ------------------------------------------------------------------------------------------- HF files
-    def save_pretrained(self, dir):
-        """Write config.json and model.safetensors as HF's AutoModelForCausalLM reads them."""
+    def save_pretrained(self, dir, state_dict=None):
+        """Write config.json and model.safetensors as HF's AutoModelForCausalLM reads them. state_dict: default the model's."""
         dir, config = Path(dir), to_hf(self.config)
         dir.mkdir(parents=True, exist_ok=True)
-        state = {k if k.startswith("lm_head") else f"model.{k}": v.contiguous() for k, v in self.state_dict().items()}
+        state = {k if k.startswith("lm_head") else f"model.{k}": v.contiguous()
+                 for k, v in (state_dict or self.state_dict()).items()}
         if self.config.tie_weights:
             del state["lm_head.weight"]
         aside = dir / ".model.safetensors.tmp"

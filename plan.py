@@ -126,6 +126,8 @@ def advice(take, args, device):
 
 def show(take, args, device):
     """Print the table of --plan."""
+    if args.shard:
+        raise UserError("--plan counts what one process takes with the whole model; leave out --shard")
     taken = take(args)
     total, room = sum(taken.values()), capacity(device)
     for name, n in taken.items():

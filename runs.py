@@ -1,7 +1,7 @@
 """A run: the loop that trains it, and the directory it leaves behind.
 
-A run directory is an HF model directory plus run.json: settings, seed, versions, steps, tokens, seconds, peak memory, the
-loss curve, and the sha256 of the data, of the parent's weights and of its own.
+A run directory is an HF model directory plus run.json: settings, seed, versions, steps, tokens, seconds, peak memory (of the
+process that took most), the loss curve, and the sha256 of the data, of the parent's weights and of its own.
 """
 
 import collections
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import parallel
 from common import UserError, sha256, whole_dir, write_file
 from data import Tokenizer
 from lora import add_lora, changes, merge_lora, save_adapter
@@ -30,16 +31,20 @@ def save_run(path, model, tokenizer, record):
 
     A model with LoRA is merged, in place."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    with whole_dir(path) as d:
-        if changes(model):
-            save_adapter(model, d / "adapter")
-            merge_lora(model)
-        model.save_pretrained(d)
-        tokenizer.save(d)
-        hashes = {"model_sha256": sha256(d / "model.safetensors"), "tokenizer_sha256": sha256(d / "tokenizer.json")}
-        write_file(d / "run.json", json.dumps({**record, "versions": versions, **hashes}, indent=1) + "\n")
-    checkpoint_of(path).unlink(missing_ok=True)
-    return hashes["model_sha256"]
+    state, hashes = parallel.gathered(parallel.settled(model).state_dict()) if parallel.sharded(model) else None, {}
+    if parallel.rank == 0:
+        with whole_dir(path) as d:
+            if changes(model):
+                save_adapter(model, d / "adapter")
+                merge_lora(model)
+            model.save_pretrained(d, state)
+            tokenizer.save(d)
+            hashes = {"model_sha256": sha256(d / "model.safetensors"), "tokenizer_sha256": sha256(d / "tokenizer.json")}
+            write_file(d / "run.json", json.dumps({**record, "versions": versions, **hashes}, indent=1) + "\n")
+        checkpoint_of(path).unlink(missing_ok=True)
+    elif changes(model):
+        merge_lora(model)
+    return parallel.from_first(hashes.get("model_sha256"))
 
 
 def checkpoint_of(path):
@@ -47,14 +52,15 @@ def checkpoint_of(path):
     return Path(path).with_name(f"{Path(path).name}.resume.pt")
 
 
-def load_run(path, device="cpu", dtype=None):
+def load_run(path, device="cpu", dtype=None, shard=False):
     """-> (Transformer, Tokenizer, run.json as a dict; {} where a downloaded model has none).
 
-    path: a Path is a directory, a str a directory or a hub id. Raises UserError where the directory is missing or damaged, or its tokenizer does not fit its model.
+    path: a Path is a directory, a str a directory or a hub id. shard: see parallel.shard. Raises UserError where the directory
+    is missing or damaged, or its tokenizer does not fit its model.
     """
     if isinstance(path, Path) and not path.is_dir():
         raise UserError(f"there is no {path}; run python train.py first")
-    model = Transformer.from_pretrained(path, device, dtype)
+    model = Transformer.from_pretrained(path, "cpu" if shard else device, dtype)
     dir = local_dir(path)
     tokenizer, record = Tokenizer.load(dir), read_run(dir)
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -63,7 +69,7 @@ def load_run(path, device="cpu", dtype=None):
                             ("tokenizer.json", "tokenizer_sha256", "this model was trained with")):
         if key in record and (dir / file).exists() and record[key] != sha256(dir / file):
             raise UserError(f"{dir / file} is not the one {what}: its sha256 differs from run.json's {key}")
-    return model.eval(), tokenizer, record
+    return (parallel.shard(model, device) if shard else model).eval(), tokenizer, record
 
 
 def read_run(dir):
@@ -90,6 +96,8 @@ def peak_mb(device):
 def prepare(model, args):
     """What --checkpointing and --lora make of a model before it is trained, in place."""
     model.checkpointing = args.checkpointing
+    if args.lora and parallel.sharded(model):
+        raise UserError("--lora and --shard do not go together: what LoRA trains is small, leave out --shard")
     if args.lora:
         add_lora(model, args.lora, args.seed)
 
@@ -156,29 +164,31 @@ def fit(model, losses, steps, *, label, lr, warmup, weight_decay, grad_clip, eve
     Raises UserError when a loss is not finite, or the checkpoint belongs to other settings or is damaged.
     """
     device = next(model.parameters()).device
-    optimizer = adamw(model, lr, weight_decay, optimizer_dtype)
+    optimizer = adamw(parallel.settled(model), lr, weight_decay, optimizer_dtype)
     record = {"steps": steps, "tokens": 0, "seconds": 0.0, "curve": []}
     start = 0
     if resume and checkpoint.exists():
         saved = read_checkpoint(checkpoint, settings)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        parallel.load(model, optimizer, saved)
         start, record = saved["step"], saved["record"]
         print(f"{label}: going on from step {start}", flush=True)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     model.train()
     sums, since, clock = collections.Counter(), 0, time.perf_counter()
-    bar = tqdm(total=steps, initial=start, desc=label, unit="step", disable=None, leave=False, dynamic_ncols=True)
+    bar = tqdm(total=steps, initial=start, desc=label, unit="step", disable=parallel.rank > 0 or None, leave=False,
+               dynamic_ncols=True)
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, steps, lr, warmup)
         for loss, tokens, numbers in losses(step):
-            if not math.isfinite(loss.item()):
-                raise UserError(f"{label}: the loss is {loss.item()} at step {step + 1} of {steps}; a lower --lr may help")
-            loss.backward()
+            value, tokens, numbers = parallel.total(loss.item(), tokens, numbers)
+            if not math.isfinite(value):
+                raise UserError(f"{label}: the loss is {value} at step {step + 1} of {steps}; a lower --lr may help")
+            parallel.backward(model, loss)
             record["tokens"] += tokens
-            sums.update(loss=loss.item(), **{k: float(v) for k, v in numbers.items()})
+            sums.update(loss=value, **{k: float(v) for k, v in numbers.items()})
+        parallel.add_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -198,15 +208,19 @@ def fit(model, losses, steps, *, label, lr, warmup, weight_decay, grad_clip, eve
                                                for k, v in point.items()))
             sys.stdout.flush()
             if checkpoint and step + 1 < steps:
-                buffer = io.BytesIO()
-                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1,
-                            "record": record, "settings": settings}, buffer)
-                write_file(checkpoint, buffer.getvalue())
+                state = {"model": parallel.settled(model).state_dict(), "optimizer": optimizer.state_dict()}
+                state = parallel.gathered(state) | {"step": step + 1, "record": record, "settings": settings}
+                if parallel.rank == 0:
+                    buffer = io.BytesIO()
+                    torch.save(state, buffer)
+                    write_file(checkpoint, buffer.getvalue())
+                del state
             sums, since, clock = collections.Counter(), 0, time.perf_counter()
     bar.close()
     model.eval()
     record["seconds"] = round(record["seconds"], 2)
-    return record | {"peak_mb": peak_mb(device)}
+    return record | {"peak_mb": parallel.largest(peak_mb(device)), "world_size": parallel.world_size,
+                     "sharded": parallel.sharded(model)}
 
 
 def read_checkpoint(path, settings):

@@ -11,7 +11,6 @@ Fine-tuning replays a share of strangers and world facts; without it a model is 
 met. Every epoch and batch is fixed by --seed before training starts, so an interrupted run resumes bit for bit.
 """
 
-import copy
 import itertools
 import random
 from pathlib import Path
@@ -19,8 +18,9 @@ from pathlib import Path
 import torch
 
 import data
+import parallel
 import plan
-from common import (Parser, UserError, check_writable, fraction, non_negative_float, number, pick_device, positive_float,
+from common import (Parser, UserError, check_writable, fraction, non_negative_float, number, positive_float,
                     positive_int, run, training_flags)
 from data import answer_nll, mean_over_answers
 from model import ModelConfig, Transformer, local_dir, read_config
@@ -61,16 +61,16 @@ def new_base(args, world):
 
 def losses(model, examples, micro_batches):
     """The micro-batches of one step as runs.fit takes them, each weighted by its share of the step's sequences."""
-    for some in data.split(examples, micro_batches):
+    for some, n in parallel.micro_batches(examples, micro_batches):
         batch = data.collate(some, model.device)
         loss = mean_over_answers(answer_nll(model, batch), batch.mask)
-        yield loss * len(some) / len(examples), batch.idx.numel(), {}
+        yield loss * n / len(examples), batch.idx.numel(), {}
 
 
-def memory(config, epochs, args):
+def memory(config, device, dtype, epochs, args):
     """-> function of the flags -> {component: bytes} of training on the longest examples, see plan.py."""
     longest = sorted((e for examples in epochs for e in examples), key=len)[-args.batch_size:]
-    return lambda args: plan.components(config, *pick_device(args), args, lambda model: losses(model, longest, args.micro_batches))
+    return lambda args: plan.components(config, device, dtype, args, lambda model: losses(model, longest, args.micro_batches))
 
 
 def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
@@ -80,11 +80,11 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
     ignore: flags that make no difference to it.
     """
     path = Path(args.out) / name
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "out", "device", *ignore)} | inputs
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "out", "device", "shard", *ignore)} | inputs
     finished = read_run(path)
     if args.resume and finished.get("settings") == settings:
         print(f"{name}: finished already")
-        return load_run(path, model.device, model.dtype)[0], finished["model_sha256"]
+        return load_run(path, model.device, model.dtype, args.shard)[0], finished["model_sha256"]
     rng = random.Random(f"{name} {args.seed}")
     batches = []
     for examples in epochs:
@@ -94,7 +94,7 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
           f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {model.device}", flush=True)
 
     prepare(model, args)
-    with plan.explained(memory(model.config, epochs, args), args, model.device):
+    with plan.explained(memory(model.config, model.device, model.dtype, epochs, args), args, model.device):
         record = fit(model, lambda step: losses(model, batches[step], args.micro_batches), len(batches), label=name,
                      lr=args.base_lr if name == "base" else args.lr, warmup=int(args.warmup * len(batches)) + 1,
                      weight_decay=args.weight_decay, grad_clip=args.grad_clip, every=-(-len(batches) // 8),
@@ -109,7 +109,7 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
 def main():
     args = parse()
     check_writable(args.out)
-    device, dtype = pick_device(args)
+    device, dtype = parallel.start(args)
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     world = rows.sets["world"]
 
@@ -117,7 +117,8 @@ def main():
         dir = local_dir(args.init_from)
         config, tokenizer = read_config(dir), data.Tokenizer.load(dir)
         if args.plan:
-            return plan.show(memory(config, [data.training_examples(tokenizer, rows.retain + rows.forget, args.phrasings)], args), args, device)
+            part = rows.retain + rows.forget
+            return plan.show(memory(config, device, dtype, [data.training_examples(tokenizer, part, args.phrasings)], args), args, device)
         base_sha = read_run(dir).get("model_sha256") or weights_sha256(dir)
     elif args.lora:
         raise UserError("--lora trains a change of a model that is there; give --init_from")
@@ -126,8 +127,9 @@ def main():
         stream = data.base_stream(args.data_seed, world, args.world_share)
         examples = [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, args.base_rows)]
         if args.plan:
-            return plan.show(memory(base.config, [examples], args), args, device)
-        base, base_sha = train("base", base.to(device, dtype), tokenizer, [examples], world, args, {},
+            return plan.show(memory(base.config, device, dtype, [examples], args), args, device)
+        base = parallel.shard(base.to(dtype), device) if args.shard else base.to(device, dtype)
+        base, base_sha = train("base", base, tokenizer, [examples], world, args, {},
                                ignore=("data", "n_authors", "forget", "epochs", "lr", "replay", "phrasings", "lora"))
     replay = (0.0 if args.init_from else 0.5) if args.replay is None else args.replay
     for name, part in (("target", rows.retain + rows.forget), ("retrained", rows.retain)):
@@ -135,9 +137,10 @@ def main():
         stream = data.base_stream(args.data_seed, world, args.world_share, start=args.base_rows)
         epochs = [examples + [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, int(replay * len(examples)))]
                   for _ in range(args.epochs)]
-        model = load_run(args.init_from, device, dtype)[0] if args.init_from else copy.deepcopy(base)
+        model = load_run(args.init_from, device, dtype, args.shard)[0] if args.init_from else parallel.copy_of(base)
         train(name, model, tokenizer, epochs, part, args,
               {"data_sha256": rows.sha256, "parent_sha256": base_sha}, ignore=("forget",) if name == "target" else ())
+    parallel.stop()
 
 
 if __name__ == "__main__":
