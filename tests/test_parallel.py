@@ -1,0 +1,138 @@
+"""Several processes do what one does: asu.py and train.py under torchrun, two CPU processes with gloo.
+
+Equal means up to the rounding of float32 sums taken in another order, which Adam's first steps enlarge. Measured here: curves differ
+by up to 4e-7, weights by up to 3e-6.
+"""
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import asu
+import eval
+import parallel
+import runs
+import train
+from common import run
+from tests.conftest import HOME, TINY
+from tests.test_scripts import call, refused, weights
+
+TRAIN = "--base_rows=62 --n_authors=2 --forget=forget50 --batch_size=31 --micro_batches=2".split()      # odd halves
+ONE_LEFT = "--forget=forget05 --batch_size=99 --micro_batches=2 --tau=8 --alpha=1.2".split()       # of 100 rows: one is left
+
+
+def torchrun(*command):
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOME)}
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1",
+                           "--nproc_per_node=2", *map(str, command)], capture_output=True, text=True, env=env)
+
+
+def several(lines):
+    """Each line a script and its flags, run in turn by the same processes: to start them takes longer than a tiny run.
+    A line that begins with "stop" is interrupted before it saves."""
+    for line in lines:
+        *stopped, script, flags = line.replace(" ", "\n", 1 + line.startswith("stop")).split("\n")
+        sys.argv = [f"{script}.py", *flags.split()]
+        script = {"asu": asu, "train": train}[script]
+        save = script.save_run
+        if stopped:
+            script.save_run = lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+        try:
+            run(script.main)
+        except SystemExit as e:
+            if not stopped or e.code != 130:
+                raise
+            parallel.stop()
+        script.save_run = save
+
+
+def assert_same(one, other, world_size, sharded):
+    """Two run directories hold the same weights, the same curve, and the second says how it was made."""
+    a, b = (load_file(path / "model.safetensors") for path in (one, other))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-5, msg=lambda m: f"{other} {name}: {m}")
+    a, b = (runs.read_run(path) for path in (one, other))
+    assert (b["world_size"], b["sharded"]) == (world_size, sharded) and b["peak_mb"] > 50 and b["tokens"] > 0
+    assert a["settings"] | {"parent_sha256": ""} == b["settings"] | {"parent_sha256": ""} and len(a["curve"]) == len(b["curve"])
+    for p, q in zip(a["curve"], b["curve"]):
+        assert p | {"seconds": 0} == pytest.approx(q | {"seconds": 0}, rel=0, abs=2e-6)
+
+
+def test_a_sharded_run_is_the_run_of_one_process_and_opens_in_transformers(out, tmp_path):
+    for folder in ("target", "data"):
+        shutil.copytree(out / folder, tmp_path / folder)
+    done = torchrun(HOME / "asu.py", TINY, f"--out={tmp_path}", "--shard")
+    assert done.returncode == 0, done.stderr
+    assert_same(out / "asu_gd", tmp_path / "asu_gd", 2, True)
+    assert done.stdout.count("asu step 14 ") == 1 and sorted(p.name for p in tmp_path.iterdir()) == ["asu_gd", "data", "target"]
+    ours, tokenizer, _ = runs.load_run(tmp_path / "asu_gd")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "asu_gd").eval()
+    ids = torch.tensor([tokenizer.encode("Where was Quentin Duncott born?")])
+    with torch.no_grad():
+        assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-4)
+
+
+def test_odd_batches_and_resuming_with_another_number_of_processes(out, tmp_path, monkeypatch):
+    one, whole, shards = (tmp_path / name for name in ("one", "whole", "shards"))
+    for folder in ("target", "data"):
+        for path in (one, whole, shards):
+            shutil.copytree(out / folder, path / folder)
+    lines = []
+    for path, flags in ((whole, []), (shards, ["--shard"])):
+        ours = [TINY, f"--out={path}", *flags, *ONE_LEFT]
+        lines += [["asu", *ours, "--teacher=live"], ["stop asu", *ours, "--method=dpo"],
+                  ["train", TINY, f"--out={path}_trained", *flags, *TRAIN]]
+    lines.insert(2, ["asu", TINY, f"--out={whole}", *ONE_LEFT, "--method=dpo", "--shard", "--resume"])
+    done = torchrun(__file__, *(" ".join(line) for line in lines))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("dpo: going on from step 2\n") == 1
+    for flags in ("--teacher=live", "--method=dpo"):
+        call(monkeypatch, asu, TINY, f"--out={one}", *ONE_LEFT, flags)
+    call(monkeypatch, train, TINY, f"--out={one}_trained", *TRAIN)
+    call(monkeypatch, asu, TINY, f"--out={shards}", *ONE_LEFT, "--method=dpo", "--resume")
+    assert_same(one / "dpo_gd", whole / "dpo_gd", 2, True)
+    assert_same(one / "dpo_gd", shards / "dpo_gd", 1, False)
+    for path, sharded in ((whole, False), (shards, True)):
+        assert_same(one / "asu_gd", path / "asu_gd", 2, sharded)
+        for name in ("base", "target", "retrained"):
+            assert_same(tmp_path / "one_trained" / name, tmp_path / f"{path.name}_trained" / name, 2, sharded)
+
+
+def test_a_mistake_gets_one_line_from_all_processes(out):
+    before = weights(out / "asu_gd")
+    done = torchrun(HOME / "asu.py", TINY, f"--out={out}", "--layers=9")
+    assert done.returncode and weights(out / "asu_gd") == before
+    assert done.stderr.count("asu.py: error: ") == 1 and "layers 0 to 1" in done.stderr and "exitcode  : 2 " in done.stderr
+
+
+def test_sharding_alone_and_evaluating_together_are_refused(out, monkeypatch, capsys):
+    for script in (asu, train):
+        assert "torchrun --nproc_per_node=N" in refused(monkeypatch, capsys, script, TINY, f"--out={out}", "--shard")
+    monkeypatch.setattr(parallel, "world_size", 2)
+    assert "--device=cuda:1 is one device for 2 processes" in refused(monkeypatch, capsys, asu, TINY, f"--out={out}", "--device=cuda:1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "start it without torchrun" in refused(monkeypatch, capsys, eval, TINY, f"--out={out}")
+
+
+def test_micro_batches_deal_out_every_row_once_and_as_many_to_each(monkeypatch):
+    for rows, parts, world in itertools.product(range(1, 12), (1, 2, 3), (1, 2, 3, 5)):
+        batch, dealt = list(range(rows)), []
+        monkeypatch.setattr(parallel, "world_size", world)
+        for rank in range(world):
+            monkeypatch.setattr(parallel, "rank", rank)
+            dealt.append(list(parallel.micro_batches(batch, parts)))
+        assert len({len(mine) for mine in dealt}) == 1 and len(dealt[0]) <= parts
+        assert sorted(row for mine in dealt for piece, n in mine for row in piece[:n]) == batch
+        assert all(piece and n in (0, len(piece)) for mine in dealt for piece, n in mine)
+
+
+if __name__ == "__main__":
+    several(sys.argv[1:])
