@@ -41,7 +41,8 @@ def start(args):
     elif args.device == "auto":
         args.device = "cpu"
     device, dtype = pick_device(args)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
     if rank > 0:
         sys.stdout = open(os.devnull, "w")
     return device, dtype

@@ -1,4 +1,5 @@
-"""The paper's ablations: temperature, layers, forget coefficient, epochs. One setting moves, the rest stay at asu.py's defaults.
+"""The paper's ablations: temperature, layers, forget coefficient, epochs. One setting moves, the rest stay at asu.py's defaults
+(but 5 epochs, as in the comparison).
 
     python -m experiments.ablate                       OUT/ablate/ablate.json and ablate.png
     python -m experiments.ablate --axes=tau,epochs
@@ -14,7 +15,7 @@ from common import Parser, UserError, check_writable, run, write_file
 from experiments.trials import draws, gaps, run_trials, spec_of, trial_flags
 from report import plot_ablation
 
-DEFAULT = {"method": "asu", "retain_loss": "gd", "tau": 1000.0, "layers": "all", "heads": "auto", "alpha": 1.2, "c_forget": 1.0, "epochs": 10, "lr": 1e-3}
+DEFAULT = {"method": "asu", "retain_loss": "gd", "tau": 1000.0, "layers": "all", "heads": "auto", "alpha": 1.2, "c_forget": 1.0, "epochs": 5, "lr": 1e-3}
 PAPER = {"heads": "all", "alpha": 1.0}
 AXES = {        # name -> settings that differ from DEFAULT
     "tau": [{"tau": tau, **PAPER} for tau in (1.5, 2.3, 4.0, 8.0, 16.0)],
