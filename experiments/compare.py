@@ -91,7 +91,7 @@ def mean_sd(values):
     values = [v for v in values if v is not None]
     if not values:
         return "-"
-    digits = ".0e" if max(map(abs, values)) < 1e-3 else ".3f"
+    digits = ".0e" if 0 < max(map(abs, values)) < 1e-3 else ".3f"
     return f"{np.mean(values):{digits}}" + (f" ± {np.std(values, ddof=1):{digits}}" if len(values) > 1 else "")
 
 
@@ -191,7 +191,7 @@ def table(report, reference):
                       "{:+.3f} [{:+.3f}, {:+.3f}]".format(*d) if d else "-",
                       *([f"{cost['seconds']:.0f}", f"{cost['peak_mb']:.0f}", f"{cost['ms_per_step'] / base:.2f}x"] if cost
                         else [f"{results[0]['cost']['seconds']:.0f}" if row in ("target", "retrained") else "-", "-", "-"]),
-                      PAPER.get(row, "")])
+                      PAPER.get(row, "") if report["settings"]["forget"] == "forget10" else ""])
     lines = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([lines[0], "|" + "---|" * lines[0].count(" | ") + "---|", *lines[1:]]) + "\n\n" + \
         f"Forget quality (FQ) is of n = {report['rows']['target'][0]['aggregate']['forget_quality_n']} questions.\n\n" \
