@@ -437,16 +437,18 @@ def read_config(dir):
     return from_hf(hf if eos is None else hf | {"eos_token_id": eos}, dir / "config.json")
 
 
-def local_dir(dir_or_hub_id):
-    """A directory as it is; a hub id ("owner/name") is downloaded, or found in the hub's cache."""
+def local_dir(dir_or_hub_id, weights=True):
+    """A directory as it is; a hub id ("owner/name") is downloaded, or found in the hub's cache; on wish without the weights."""
     path = Path(dir_or_hub_id)
     if path.is_dir():
+        if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+            raise UserError(f"{path} is a LoRA adapter, not a model; asu.py and train.py write it into the merged model's directory")
         return path
     if str(dir_or_hub_id).count("/") != 1 or path.parent.is_dir():
         raise UserError(f"{dir_or_hub_id} is not a model directory")
     from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=["*.json", "*.jinja", *["*.safetensors"] * weights]))
     except Exception as e:
         raise UserError(f"{dir_or_hub_id} is no directory and could not be had from the hub ({type(e).__name__})") from e
 

@@ -25,6 +25,8 @@ rank = int(os.environ["RANK"]) if started else 0
 
 def start(args):
     """Join the other processes, if there are any. -> pick_device(args), a GPU to each process"""
+    if args.lora and args.shard:
+        raise UserError("--lora and --shard do not go together: what LoRA trains is small, leave out --shard")
     if world_size == 1:
         if args.shard:
             raise UserError("--shard divides the model between processes; start several: torchrun --nproc_per_node=N")

@@ -1,7 +1,7 @@
 """What a run will take, by component, without loading a weight: --plan of train.py and asu.py.
 
 One step of the longest rows is run on tensors without contents (PyTorch's FakeTensorMode), and every storage that comes to life
-is counted until it is freed. So no formula here can be wrong about a loss, a flag or a kernel. On a GPU the sum is what its
+is counted until it is freed: no formula for activations that could be wrong about a loss, a flag or a kernel. On a GPU the sum is what its
 allocator hands out at most; on a CPU the C library keeps some freed memory for itself, and bfloat16 kernels theirs: a run takes up
 to a third more.
 """
@@ -41,8 +41,7 @@ class Live(TorchDispatchMode):
         for t in tree_leaves(result):
             if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in self.alive:
                 storage = t.untyped_storage()
-                V, C = self.shape
-                logits = storage.nbytes() if V in t.shape and C not in t.shape else 0
+                logits = storage.nbytes() if self.shape[0] in t.shape and sorted(t.shape) != sorted(self.shape) else 0
                 self.alive.add(storage._cdata)
                 self.now, self.now_logits = self.now + storage.nbytes(), self.now_logits + logits
                 weakref.finalize(storage, self.free, storage._cdata, storage.nbytes(), logits)
@@ -104,8 +103,10 @@ def resident():
 
 
 def capacity(device):
-    """Bytes free for this process on a GPU, or the machine's memory."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of a GPU that are free or this process's, or the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def smaller(args):
@@ -146,6 +147,8 @@ def explained(take, args, device):
             raise
     else:
         return
+    if args.shard:
+        raise UserError(f"out of memory on {device}; more processes, --checkpointing or --micro_batches={args.batch_size} take less")
     taken = take(args)
     raise UserError(f"out of memory on {device}: this takes {sum(taken.values()) / MB:.0f} MB ("
                     + ", ".join(f"{k} {v / MB:.0f}" for k, v in taken.items()) + f"); {advice(take, args, device)}")

@@ -26,17 +26,19 @@ from model import Transformer, local_dir, read_json
 
 
 # ------------------------------------------------------------------------------------------- run directories
-def save_run(path, model, tokenizer, record):
+def save_run(path, model, tokenizer, record, parent=""):
     """Write a run directory, all of it or nothing, and drop its checkpoint. -> sha256 of its weights
 
-    A model with LoRA is merged, in place."""
+    A model with LoRA is merged, in place; parent: the model that it changes."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     state, hashes = parallel.gathered(parallel.settled(model).state_dict()) if parallel.sharded(model) else None, {}
     if parallel.rank == 0:
         with whole_dir(path) as d:
             if changes(model):
-                save_adapter(model, d / "adapter")
-                merge_lora(model)
+                save_adapter(model, d / "adapter", parent)
+                if (lost := merge_lora(model)) > 0.1:
+                    print(f"{path}: rounding to {model.dtype} lost {lost:.0%} of the change; {path}/adapter has it all, "
+                          "or train in float32", flush=True)
             model.save_pretrained(d, state)
             tokenizer.save(d)
             hashes = {"model_sha256": sha256(d / "model.safetensors"), "tokenizer_sha256": sha256(d / "tokenizer.json")}
@@ -58,9 +60,7 @@ def load_run(path, device="cpu", dtype=None, shard=False):
     path: a Path is a directory, a str a directory or a hub id. shard: see parallel.shard. Raises UserError where the directory
     is missing or damaged, or its tokenizer does not fit its model.
     """
-    if isinstance(path, Path) and not path.is_dir():
-        raise UserError(f"there is no {path}; run python train.py first")
-    model = Transformer.from_pretrained(path, "cpu" if shard else device, dtype)
+    model = Transformer.from_pretrained(made_by_train(path), "cpu" if shard else device, dtype)
     dir = local_dir(path)
     tokenizer, record = Tokenizer.load(dir), read_run(dir)
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -70,6 +70,13 @@ def load_run(path, device="cpu", dtype=None, shard=False):
         if key in record and (dir / file).exists() and record[key] != sha256(dir / file):
             raise UserError(f"{dir / file} is not the one {what}: its sha256 differs from run.json's {key}")
     return (parallel.shard(model, device) if shard else model).eval(), tokenizer, record
+
+
+def made_by_train(path):
+    """A Path must be there: it is one that train.py writes. -> path"""
+    if isinstance(path, Path) and not path.is_dir():
+        raise UserError(f"there is no {path}; run python train.py first")
+    return path
 
 
 def read_run(dir):
@@ -96,8 +103,6 @@ def peak_mb(device):
 def prepare(model, args):
     """What --checkpointing and --lora make of a model before it is trained, in place."""
     model.checkpointing = args.checkpointing
-    if args.lora and parallel.sharded(model):
-        raise UserError("--lora and --shard do not go together: what LoRA trains is small, leave out --shard")
     if args.lora:
         add_lora(model, args.lora, args.seed)
 

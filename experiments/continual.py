@@ -6,6 +6,7 @@ Runs `asu.py --forget=forget90 --tasks=5` for ASU with the teacher from the late
 four baselines, from OUT/target (so python train.py first); the settings of each are those of the comparison if there is one.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -44,9 +45,12 @@ def main():
                                f"--data_seed={args.data_seed}", f"--n_authors={args.n_authors}", f"--forget={args.forget}",
                                f"--tasks={args.tasks}", f"--epochs={args.epochs}", f"--name={run_name}", *flags, *settings, "--resume"],
                               capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"{label}: {done.stderr.strip().splitlines()[-1]}")
         records = [read_run(Path(args.out) / f"{run_name}_{k + 1}of{args.tasks}") for k in range(args.tasks)]
+        records = list(itertools.takewhile(bool, records))
+        if not records:
+            raise UserError(f"{label}: {done.stderr.strip().splitlines()[-1]}")
+        if done.returncode:
+            print(f"{label} stops after {len(records)} of {args.tasks}: {done.stderr.strip().splitlines()[-1]}", flush=True)
         report[label] = [{"share": (k + 1) / args.tasks * int(args.forget[-2:]) / 100, "by_request": r["fact_accuracy_by_request"],
                           "retain": r["curve"][-1]["retain_fact_accuracy"], "seconds": r["seconds"]} for k, r in enumerate(records)]
         print(f"{label}: retain " + ", ".join(f"{p['retain']:.2f}" for p in report[label]) + "; first request "
