@@ -118,7 +118,7 @@ def shard(model, device):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     blank = copy.deepcopy(model, {id(p): torch.nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()})
-    mesh = init_device_mesh(device.type, (world_size,))
+    mesh = init_device_mesh(torch.device(device).type, (world_size,))
     for part in (*model.layers, model):
         fully_shard(part, mesh=mesh)
     register_fsdp_forward_method(model, "hidden")           # leaves embedding, norm and head whole, for lm_head to follow
