@@ -38,13 +38,13 @@ def run(main):
         sys.exit(130)
     except Exception:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:        # lost contact? then another process has more to say
-            time.sleep(5)
+            time.sleep(20)
         raise
 
 
 def _complain(message):
     if int(os.environ.get("RANK", 0)) > 0:                  # under torchrun: the first's words will do, and its end is ours
-        time.sleep(2)
+        time.sleep(10)
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
     return 2
 

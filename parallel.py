@@ -41,6 +41,8 @@ def start(args):
     elif args.device == "auto":
         args.device = "cpu"
     device, dtype = pick_device(args)
+    if args.shard and not cuda and not hasattr(torch.cpu.Stream, "record_event"):
+        raise UserError(f"--shard on the CPU is more than torch {torch.__version__} can do; take a newer one, or a GPU to each process")
     dist.init_process_group("nccl" if cuda else "gloo")
     if rank > 0:
         sys.stdout = open(os.devnull, "w")
