@@ -16,11 +16,9 @@ import torch
 import torch.distributed as dist
 
 import data
-from common import UserError, pick_device
+from common import UserError, pick_device, processes
 
-started = "LOCAL_RANK" in os.environ                        # by torchrun
-world_size = int(os.environ["WORLD_SIZE"]) if started else 1
-rank = int(os.environ["RANK"]) if started else 0
+rank, world_size = processes()
 
 
 def start(args):

@@ -146,7 +146,8 @@ def test_sharding_alone_and_evaluating_together_are_refused(out, monkeypatch, ca
         assert "torchrun --nproc_per_node=N" in refused(monkeypatch, capsys, script, TINY, f"--out={out}", "--shard")
     monkeypatch.setattr(parallel, "world_size", 2)
     assert "--device=cuda:1 is one device for 2 processes" in refused(monkeypatch, capsys, asu, TINY, f"--out={out}", "--device=cuda:1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for key, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
     assert "start it without torchrun" in refused(monkeypatch, capsys, eval, TINY, f"--out={out}")
 
 
