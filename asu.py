@@ -43,11 +43,11 @@ import data
 import parallel
 import plan
 from choose import smoothing, tau_flag
-from common import (Parser, UserError, check_writable, fraction, layer_list, non_negative_float, positive_float,
+from common import (Parser, UserError, check_writable, fraction, layer_list, layer_numbers, non_negative_float, positive_float,
                     positive_int, run, training_flags)
 from data import Tokenizer, answer_logp, mean_over_answers
-from model import local_dir, read_config
-from runs import checkpoint_of, fit, load_run, prepare, read_run, save_run, weights_sha256
+from model import attention_scales, local_dir, read_config
+from runs import checkpoint_of, fit, load_run, made_by_train, prepare, read_run, save_run, weights_sha256
 
 
 # ------------------------------------------------------------------------------------------------- losses
@@ -225,16 +225,18 @@ def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers, alpha=1.
     return {kind: reference} if kind else {}
 
 
-def theta_0_bytes(config, dtype, what, weights):
-    """Bytes of what the losses ask of theta_0, for --plan. what: keywords of unlearn; weights: bytes of the model."""
+def theta_0_bytes(config, device, dtype, what, weights):
+    """Bytes on the device of what the losses ask of theta_0, for --plan. what: keywords of unlearn; weights: bytes of the model."""
     drawn = {what["method"]: what["forget"], what["retain_loss"]: what["retain"][:what["epochs"] * len(what["forget"])]}
     total, head = 0, 0
     for loss, examples in drawn.items():
-        models = {"teacher": 1 + (what["alpha"] != 1), "reference": 1, "hidden": 1}.get(FROZEN.get(loss), 0)
-        if what["teacher"] == "live" and FROZEN.get(loss) != "hidden":
+        kind = FROZEN.get(loss)
+        models = {"teacher": 1 + (what["alpha"] != 1), "reference": 1 + refuses(loss), "hidden": 1}.get(kind, 0)
+        if what["teacher"] == "live" and kind != "hidden":
             total += models * weights
         elif models:
-            total += models * sum(len(e.answer) for e in examples) * config.n_embd * dtype.itemsize
+            states = sum(len(e.answer) for e in examples) * config.n_embd * dtype.itemsize
+            total += models * states * (device.type == "cpu")           # of a GPU's run they lie in the CPU's memory
             head = config.vocab_size * config.n_embd * dtype.itemsize
     return total + head
 
@@ -292,7 +294,8 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
 
     start = time.perf_counter()
     rows = {method: (forget, forget_batches), retain_loss: (retain, retain_batches)}
-    head = frozen_head(teacher_model or model) if teacher == "cached" and {FROZEN.get(loss) for loss in rows} & {"teacher", "reference"} else None
+    asks = {FROZEN.get(loss) for loss in rows} & {"teacher", "reference"}
+    head = frozen_head(teacher_model or model) if asks and teacher == "cached" else None
     sides = {}                                              # loss -> what Answers needs for its rows, and for their refusals
     for loss, (examples, batches) in rows.items():
         if loss == "none":
@@ -300,8 +303,13 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
         drawn = {i for batch in batches for i in batch}
         refused = [data.Example(e.prompt, rng.choice(refusals)) for e in examples] if refuses(loss) else []
         data.check_length(examples + refused, model.config.block_size)
-        sides[loss] = [(some, theta_0_outputs(loss, teacher_model or model, some, drawn, teacher, tau, layers, alpha, head))
-                       for some in (examples, refused) if some]
+
+        def outputs(some):
+            return theta_0_outputs(loss, teacher_model or model, some, drawn, teacher, tau, layers, alpha, head)
+
+        sides[loss] = [(examples, outputs(examples))]
+        if refused:                                         # nobody asks the teacher what it thinks of a refusal
+            sides[loss].append((refused, outputs(refused) if FROZEN.get(loss) == "reference" else {}))
     teacher_seconds = time.perf_counter() - start
 
     def answers(loss, numbers):
@@ -371,41 +379,44 @@ def main():
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     requests = data.by_author(rows.forget, args.tasks)
     smooths = FROZEN.get(args.method) == "teacher"
-    how = {k: getattr(args, k) for k in ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size", "micro_batches",
-                                         "warmup", "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher")}
-    how["retain_loss"] = args.retain
+    parent_run = read_run(local_dir(made_by_train(parent), weights=not args.plan))
+    if parent_run.get("data_sha256", rows.sha256) != rows.sha256:
+        raise UserError(f"{parent} was trained on other data than --data={args.data} --data_seed={args.data_seed} "
+                        f"--n_authors={args.n_authors} gives")
 
-    def sets(task, tokenizer):
+    def sets(task, tokenizer, args):
         """-> what is asked to be forgotten, what nobody has asked to forget yet (both rows), and keywords of unlearn."""
         request, kept = requests[task], rows.retain + [row for later in requests[task + 1:] for row in later]
+        how = {k: getattr(args, k) for k in ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size",
+                                             "micro_batches", "warmup", "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher")}
         return request, kept, how | {"forget": data.training_examples(tokenizer, request, args.phrasings),
-                                     "retain": data.training_examples(tokenizer, kept, args.phrasings),
+                                     "retain": data.training_examples(tokenizer, kept, args.phrasings), "retain_loss": args.retain,
                                      "refusals": [data.encode(tokenizer, "", text).answer for text in data.REFUSALS]}
 
     def memory(args):
         """-> {component: bytes} of the first request, see plan.py."""
-        config, (*_, first) = read_config(local_dir(parent)), sets(0, Tokenizer.load(local_dir(parent)))
-        first |= {"micro_batches": args.micro_batches}
+        dir = local_dir(parent, weights=False)
+        config, (*_, first) = read_config(dir), sets(0, Tokenizer.load(dir), args)
+        tau = 2.0 if args.tau == "auto" else args.tau
+        attention_scales(tau, layer_numbers(args.layers, config.n_layer), config.n_layer, config.n_head, config.head_dim)
         taken = plan.components(config, device, dtype, args, functools.partial(largest_step, first))
-        return taken | {"theta_0": theta_0_bytes(config, dtype, first, taken["weights"])}
+        more = taken["weights"] * (args.teacher_from == "original" and args.tasks > 1)
+        return taken | {"theta_0": theta_0_bytes(config, device, dtype, first, taken["weights"]) + more}
 
     if args.plan:
         return plan.show(memory, args, device)
-    model, tokenizer, parent_run = load_run(parent, device, dtype, args.shard)
-    if parent_run.get("data_sha256", rows.sha256) != rows.sha256:
-        raise UserError(f"{parent} was trained on other data than --data={args.data} --data_seed={args.data_seed} "
-                        f"--n_authors={args.n_authors} gives")
+    model, tokenizer, _ = load_run(parent, device, dtype, args.shard)
     original = parallel.copy_of(model) if args.teacher_from == "original" and args.tasks > 1 else None
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "out", "device", "shard", "run", "name")}
     parent_sha = parent_run.get("model_sha256") or weights_sha256(parent)
 
     for task in range(args.tasks):
         path = out / (name if args.tasks == 1 else f"{name}_{task + 1}of{args.tasks}")
-        request, kept, what = sets(task, tokenizer)
+        request, kept, what = sets(task, tokenizer, args)
         inputs = {"data_sha256": rows.sha256, "parent_sha256": parent_sha}
         done = read_run(path) if args.resume else {}
         if done.get("settings") == settings and done["parent_sha256"] == parent_sha:
-            model, parent_sha = load_run(path, device, dtype, args.shard)[0], done["model_sha256"]
+            model, parent_sha, parent = load_run(path, device, dtype, args.shard)[0], done["model_sha256"], path
             print(f"{path}: finished already", flush=True)
             continue
 
@@ -425,7 +436,8 @@ def main():
         record["seconds"] = round(record["seconds"] + choosing, 2)
         if args.tasks > 1:                                  # is what was forgotten first still forgotten?
             record["fact_accuracy_by_request"] = [data.fact_accuracy(model, tokenizer, some) for some in requests]
-        parent_sha = save_run(path, model, tokenizer, {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **record})
+        record = {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **record}
+        parent_sha, parent = save_run(path, model, tokenizer, record, parent), path
         print(f"{path}: {record['seconds']:.0f} s", flush=True)
     parallel.stop()
 
@@ -433,9 +445,13 @@ def main():
 def largest_step(what, model):
     """The losses of one step on the longest rows, as runs.fit takes them. what: keywords of unlearn."""
     longest = {part: sorted(what[part], key=len)[-what["batch_size"]:] for part in ("forget", "retain")}
-    steps = []
-    unlearn(model, **what | longest | {"epochs": 1, "teacher": "cached"}, tau=2.0, loop=lambda model, losses, *_, **__: steps.append(losses(0)) or {"seconds": 0})
-    return steps[0]
+    found = []
+
+    def keep(model, losses, *_, **__):
+        found.append(losses(0))
+        return {"seconds": 0.0}
+    unlearn(model, **what | longest | {"epochs": 1, "teacher": "cached"}, tau=2.0, loop=keep)
+    return found[0]
 
 
 if __name__ == "__main__":

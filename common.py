@@ -25,6 +25,11 @@ class UserError(ValueError):
     """What was wrong, where, and what would be right, in one line."""
 
 
+def processes():
+    """-> (number of this process, how many there are); (0, 1) unless torchrun started it."""
+    return tuple(int(os.environ[key]) for key in ("RANK", "WORLD_SIZE")) if "LOCAL_RANK" in os.environ else (0, 1)
+
+
 def run(main):
     """Call a script's main(); turn a user's mistake, a full disk or Ctrl-C into one line and an exit code."""
     try:
@@ -37,14 +42,14 @@ def run(main):
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
     except Exception:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:        # lost contact? then another process has more to say
-            time.sleep(5)
+        if processes()[1] > 1:                              # lost contact? then another process has more to say
+            time.sleep(20)
         raise
 
 
 def _complain(message):
-    if int(os.environ.get("RANK", 0)) > 0:                  # under torchrun: the first's words will do, and its end is ours
-        time.sleep(2)
+    if processes()[0] > 0:                                  # under torchrun: the first's words will do, and its end is ours
+        time.sleep(10)
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
     return 2
 
@@ -69,7 +74,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv=None):
         argv = [a for arg in (sys.argv[1:] if argv is None else argv) for a in expand_preset(arg, self.prog)]
         args, unknown = self.parse_known_args(argv)
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "shard" not in args:
+        if processes()[1] > 1 and "shard" not in args:
             self.error("this runs in one process; start it without torchrun")
         if unknown:
             known = [o for action in self._actions for o in action.option_strings]

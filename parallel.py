@@ -16,11 +16,9 @@ import torch
 import torch.distributed as dist
 
 import data
-from common import UserError, pick_device
+from common import UserError, pick_device, processes
 
-started = "LOCAL_RANK" in os.environ                        # by torchrun
-world_size = int(os.environ["WORLD_SIZE"]) if started else 1
-rank = int(os.environ["RANK"]) if started else 0
+rank, world_size = processes()
 
 
 def start(args):
@@ -43,6 +41,8 @@ def start(args):
     elif args.device == "auto":
         args.device = "cpu"
     device, dtype = pick_device(args)
+    if args.shard and not cuda and not hasattr(torch.cpu.Stream, "record_event"):
+        raise UserError(f"--shard on the CPU is more than torch {torch.__version__} can do; take a newer one, or a GPU to each process")
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
     if rank > 0:
@@ -121,7 +121,7 @@ def shard(model, device):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     blank = copy.deepcopy(model, {id(p): torch.nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()})
-    mesh = init_device_mesh(device.type, (world_size,))
+    mesh = init_device_mesh(torch.device(device).type, (world_size,))
     for part in (*model.layers, model):
         fully_shard(part, mesh=mesh)
     register_fsdp_forward_method(model, "hidden")           # leaves embedding, norm and head whole, for lm_head to follow

@@ -67,10 +67,13 @@ def losses(model, examples, micro_batches):
         yield loss * n / len(examples), batch.idx.numel(), {}
 
 
-def memory(config, device, dtype, epochs, args):
+def memory(config, device, dtype, epochs):
     """-> function of the flags -> {component: bytes} of training on the longest examples, see plan.py."""
-    longest = sorted((e for examples in epochs for e in examples), key=len)[-args.batch_size:]
-    return lambda args: plan.components(config, device, dtype, args, lambda model: losses(model, longest, args.micro_batches))
+    def take(args):
+        longest = sorted((e for examples in epochs for e in examples), key=len)[-args.batch_size:]
+        data.check_length(longest, config.block_size)
+        return plan.components(config, device, dtype, args, lambda model: losses(model, longest, args.micro_batches))
+    return take
 
 
 def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
@@ -94,14 +97,14 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
           f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {model.device}", flush=True)
 
     prepare(model, args)
-    with plan.explained(memory(model.config, model.device, model.dtype, epochs, args), args, model.device):
+    with plan.explained(memory(model.config, model.device, model.dtype, epochs), args, model.device):
         record = fit(model, lambda step: losses(model, batches[step], args.micro_batches), len(batches), label=name,
                      lr=args.base_lr if name == "base" else args.lr, warmup=int(args.warmup * len(batches)) + 1,
                      weight_decay=args.weight_decay, grad_clip=args.grad_clip, every=-(-len(batches) // 8),
                      optimizer_dtype=args.optimizer_dtype, checkpoint=checkpoint_of(path), resume=args.resume, settings=settings,
                      check=lambda step: {"fact_accuracy": data.fact_accuracy(model, tokenizer, rows)})
     sha = save_run(path, model, tokenizer, {"kind": name, "settings": settings, "forget": args.forget,
-                                            "effective_batch": args.batch_size, **inputs, **record})
+                                            "effective_batch": args.batch_size, **inputs, **record}, args.init_from or "")
     print(f"{name}: {record['seconds']:.0f} s -> {path}", flush=True)
     return model, sha
 
@@ -114,11 +117,11 @@ def main():
     world = rows.sets["world"]
 
     if args.init_from:
-        dir = local_dir(args.init_from)
+        dir = local_dir(args.init_from, weights=not args.plan)
         config, tokenizer = read_config(dir), data.Tokenizer.load(dir)
         if args.plan:
             part = rows.retain + rows.forget
-            return plan.show(memory(config, device, dtype, [data.training_examples(tokenizer, part, args.phrasings)], args), args, device)
+            return plan.show(memory(config, device, dtype, [data.training_examples(tokenizer, part, args.phrasings)]), args, device)
         base_sha = read_run(dir).get("model_sha256") or weights_sha256(dir)
     elif args.lora:
         raise UserError("--lora trains a change of a model that is there; give --init_from")
@@ -127,10 +130,10 @@ def main():
         stream = data.base_stream(args.data_seed, world, args.world_share)
         examples = [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, args.base_rows)]
         if args.plan:
-            return plan.show(memory(base.config, device, dtype, [examples], args), args, device)
+            return plan.show(memory(base.config, device, dtype, [examples]), args, device)
         base = parallel.shard(base.to(dtype), device) if args.shard else base.to(device, dtype)
         base, base_sha = train("base", base, tokenizer, [examples], world, args, {},
-                               ignore=("data", "n_authors", "forget", "epochs", "lr", "replay", "phrasings", "lora"))
+                               ignore=("data", "n_authors", "forget", "epochs", "lr", "replay", "phrasings"))
     replay = (0.0 if args.init_from else 0.5) if args.replay is None else args.replay
     for name, part in (("target", rows.retain + rows.forget), ("retrained", rows.retain)):
         examples = data.training_examples(tokenizer, part, args.phrasings)

@@ -39,7 +39,7 @@ def find_facts(model, tokenizer, rows, others=()):
             continue
         for q, a in zip(row["questions"], row["answers"]):
             some = rng.sample(strangers, min(DRAWS, len(strangers)))
-            texts.append((i, [(q, a, name), *((q.replace(name, other), a.replace(name, other), other) if name and name in q
+            texts.append((i, [(q, a, name), *((exchanged(q, name, other), exchanged(a, name, other), other) if name and name in q
                                               else (asked[other]["question"], a, name) for other in some)]))
     logp = iter(token_logp(model, tokenizer, [(q, a) for _, versions in texts for q, a, _ in versions]))
     found = [[] for _ in rows]
@@ -51,6 +51,11 @@ def find_facts(model, tokenizer, rows, others=()):
             gain = torch.tensor(own) - torch.tensor(theirs).mean(0)
             found[i] += [word for word in factual_words(tokenizer, q, a, name, gain) if word not in found[i]]
     return [row if row["facts"] else row | {"found": words, "author": name} for row, words, name in zip(rows, found, names)]
+
+
+def exchanged(text, name, other):
+    """The text with one name, as whole words, for another."""
+    return data.fact_pattern(name).sub(lambda _: other, text)
 
 
 def people(rows):

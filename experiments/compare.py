@@ -154,8 +154,8 @@ def main():
     rows = {r: results for r, results in rows.items() if results}
     costs = measure_costs(methods, chosen, spec, reported[0])
 
-    reference = min((m for m in methods if chosen[m]["method"] == "asu"), default=methods[0],
-                    key=lambda m: min(t["result"]["aggregate"]["gap_to_retrain"] for t, s in zip(tried[m], grid[m]) if s == chosen[m]))
+    forms = [m for m in methods if chosen[m]["method"] == "asu"] or methods[:1]
+    reference = forms[choose([tried[m][grid[m].index(chosen[m])] for m in forms], target)]
     report = {"protocol": __doc__, "settings": {k: v for k, v in vars(args).items() if k not in ("out", "device")}, "chosen": chosen,
               "rows": {r: [results[s] for s in sorted(results)] for r, results in rows.items()}, "costs": costs,
               "trials": {m: [t["result"] for t in tried[m]] for m in methods}}

@@ -156,7 +156,7 @@ def test_plan_counts_weights_gradients_and_optimizer_exactly(model, examples, dt
 
 
 def test_out_of_memory_says_what_would_fit(monkeypatch):
-    args = argparse.Namespace(batch_size=8, micro_batches=1, checkpointing=False, lora=None)
+    args = argparse.Namespace(batch_size=8, micro_batches=1, checkpointing=False, lora=None, shard=False)
 
     def take(args):
         return {"weights": 100 * plan.MB, "activations": (50 if args.checkpointing else 500) * plan.MB}
@@ -168,3 +168,24 @@ def test_out_of_memory_says_what_would_fit(monkeypatch):
         assert expected in str(refused.value)
     with pytest.raises(RuntimeError, match="shapes cannot"), plan.explained(take, args, torch.device("cpu")):
         torch.empty(2, 3) @ torch.empty(2, 3)                           # another error stays what it is
+
+
+def test_merging_says_what_rounding_to_bfloat16_loses():
+    lost = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for size in (1e-6, 1.0):
+            model = small_model().to(dtype)
+            lora.add_lora(model, 4)
+            for m in lora.changes(model).values():
+                torch.nn.init.constant_(m.lora_B, size)
+            lost[dtype, size] = lora.merge_lora(model)
+    assert lost[torch.bfloat16, 1e-6] > 0.5 and lost[torch.bfloat16, 1.0] < 0.01 and lost[torch.float32, 1.0] < 1e-6
+
+
+def test_plan_refuses_what_the_run_would_refuse(out, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    for flags, message in ([f"--out={out}", "--layers=9"], "layers 0 to 1"), ([f"--out={tmp_path}/none"], "run python train.py first"), \
+                          ([f"--out={out}", f"--run={tmp_path}/adapter"], "is a LoRA adapter, not a model"):
+        done = subprocess.run(command("asu.py", "--plan", *flags), capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

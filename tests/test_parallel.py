@@ -1,7 +1,8 @@
 """Several processes do what one does: asu.py and train.py under torchrun, two CPU processes with gloo.
 
-Equal means up to the rounding of float32 sums taken in another order, which Adam's first steps enlarge. Measured here: curves differ
-by up to 4e-7, weights by up to 3e-5 where a gradient is next to nothing.
+Equal means up to the rounding of float32 sums taken in another order. Measured here: curves differ by up to 5e-7 of a loss; weights
+by up to 3e-5, where Adam's first steps (of 2e-3) divide a gradient of nearly 0 by itself. Adam does not mind gradients that are all
+twice too large, so those are compared as well.
 """
 
 import itertools
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ import transformers
 from safetensors.torch import load_file
 
 import asu
+import data
 import eval
 import parallel
 import runs
@@ -24,6 +27,7 @@ from common import run
 from tests.conftest import HOME, TINY
 from tests.test_scripts import call, refused, weights
 
+pytestmark = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch has no shards on the CPU")
 TRAIN = "--base_rows=62 --n_authors=2 --forget=forget50 --batch_size=31 --micro_batches=2".split()      # odd halves
 ONE_LEFT = "--forget=forget05 --batch_size=99 --micro_batches=2 --tau=8 --alpha=1.2".split()       # of 100 rows: one is left
 
@@ -35,10 +39,13 @@ def torchrun(*command):
 
 
 def several(lines):
-    """Each line a script and its flags, run in turn by the same processes, which stay joined: to start them takes longer than a
-    tiny run. A line that begins with "stop" is interrupted before it saves."""
-    stop, parallel.stop = parallel.stop, lambda: None
+    """Each line a script and its flags, run in turn by the same processes: to start them takes longer than a tiny run.
+    A line that begins with "stop" is interrupted before it saves."""
+    stop, parallel.stop = parallel.stop, lambda: None       # they stay connected: connecting anew through one store can hang
     for line in lines:
+        if line.startswith("gradients "):
+            gradients(*line.split()[1:])
+            continue
         *stopped, script, flags = line.replace(" ", "\n", 1 + line.startswith("stop")).split("\n")
         sys.argv = [f"{script}.py", *flags.split()]
         script = {"asu": asu, "train": train}[script]
@@ -54,18 +61,31 @@ def several(lines):
     stop()
 
 
+def gradients(target, file, *shard):
+    """Write the gradients of three answers' loss: of two micro-batches of two processes, one of the four has none."""
+    model, tokenizer, _ = runs.load_run(Path(target), shard=bool(shard))
+    examples = [data.encode(tokenizer, f"Who is {name}?", f"Nobody but {name}.") for name in ("Ada", "Ada Lovelace", "George Boole")]
+    for some, n in parallel.micro_batches(examples, 2):
+        batch = data.collate(some)
+        loss = data.mean_over_answers(data.answer_nll(model, batch), batch.mask)
+        parallel.backward(model, loss * n / len(examples))
+    parallel.add_gradients(model)
+    grads = parallel.gathered({name: p.grad for name, p in model.named_parameters()})
+    if parallel.rank == 0:
+        torch.save(grads, file)
+
+
 def assert_same(one, other, world_size, sharded):
     """Two run directories hold the same weights, the same curve, and the second says how it was made."""
     a, b = (load_file(path / "model.safetensors") for path in (one, other))
     assert a.keys() == b.keys()
     for name in a:
-        difference = (a[name] - b[name]).abs()
-        assert difference.mean() < 1e-6 and difference.max() < 2e-4, f"{other} {name}: {difference.mean()}, {difference.max()}"
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4, msg=lambda m: f"{other} {name}: {m}")
     a, b = (runs.read_run(path) for path in (one, other))
     assert (b["world_size"], b["sharded"]) == (world_size, sharded) and b["peak_mb"] > 50 and b["tokens"] > 0
     assert a["settings"] | {"parent_sha256": ""} == b["settings"] | {"parent_sha256": ""} and len(a["curve"]) == len(b["curve"])
     for p, q in zip(a["curve"], b["curve"]):
-        assert p | {"seconds": 0} == pytest.approx(q | {"seconds": 0}, rel=0, abs=2e-6)
+        assert p | {"seconds": 0} == pytest.approx(q | {"seconds": 0}, rel=1e-6, abs=1e-6)
 
 
 def test_a_sharded_run_is_the_run_of_one_process_and_opens_in_transformers(out, tmp_path):
@@ -93,9 +113,14 @@ def test_odd_batches_and_resuming_with_another_number_of_processes(out, tmp_path
         lines += [["asu", *ours, "--teacher=live"], ["stop asu", *ours, "--method=dpo"],
                   ["train", TINY, f"--out={path}_trained", *flags, *TRAIN]]
     lines.insert(2, ["asu", TINY, f"--out={whole}", *ONE_LEFT, "--method=dpo", "--shard", "--resume"])
+    lines += [["gradients", f"{one}/target", f"{tmp_path}/whole.pt"], ["gradients", f"{one}/target", f"{tmp_path}/shards.pt", "--shard"]]
     done = torchrun(__file__, *(" ".join(line) for line in lines))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("dpo: going on from step 2\n") == 1
+    gradients(one / "target", tmp_path / "one.pt")
+    expected, *found = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "whole", "shards"))
+    for grads in found:
+        torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-7)
     for flags in ("--teacher=live", "--method=dpo"):
         call(monkeypatch, asu, TINY, f"--out={one}", *ONE_LEFT, flags)
     call(monkeypatch, train, TINY, f"--out={one}_trained", *TRAIN)
@@ -120,7 +145,8 @@ def test_sharding_alone_and_evaluating_together_are_refused(out, monkeypatch, ca
         assert "torchrun --nproc_per_node=N" in refused(monkeypatch, capsys, script, TINY, f"--out={out}", "--shard")
     monkeypatch.setattr(parallel, "world_size", 2)
     assert "--device=cuda:1 is one device for 2 processes" in refused(monkeypatch, capsys, asu, TINY, f"--out={out}", "--device=cuda:1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for key, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
     assert "start it without torchrun" in refused(monkeypatch, capsys, eval, TINY, f"--out={out}")
 
 
