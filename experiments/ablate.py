@@ -2,7 +2,7 @@
 (but 5 epochs, as in the comparison).
 
     python -m experiments.ablate                       OUT/ablate/ablate.json and ablate.png
-    python -m experiments.ablate --axes=tau,epochs
+    python -m experiments.ablate --axes="tau;epochs"
 
 Each point is the mean over --seeds training seeds of the reported draw, with its standard deviation; the models are those
 of experiments.compare where they are there.
