@@ -10,6 +10,7 @@ import io
 import json
 import math
 import platform
+import re
 import resource
 import sys
 import time
@@ -95,6 +96,9 @@ def peak_mb(device):
     """Peak memory in MB: of the GPU where there is one, else resident memory of this process since it started."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    status = Path("/proc/self/status")
+    if status.exists():                                     # Linux, where getrusage would count the parent's memory too
+        return round(int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10, 1)
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(rss / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
