@@ -5,7 +5,6 @@ import re
 import sys
 
 import pytest
-import torch
 
 import asu
 import choose
@@ -14,7 +13,7 @@ import data
 import eval
 import runs
 from data import facts
-from tests.conftest import TINY, small_model
+from tests.conftest import TINY, memorise, small_model
 
 SHARED = {"novels", "Prize", "The", "Songs", "of", "Beyond", "the", "University", "Professor"}     # parts that all values share
 
@@ -35,13 +34,7 @@ def rows(tmp_path_factory):
 def knows(tokenizer, rows):
     """A tiny model that has learnt the rows by heart."""
     model, examples = small_model(block_size=128, n_embd=64, n_hidden=128, init_std=0.05), data.training_examples(tokenizer, rows)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for step in range(200):
-        batch = data.collate(examples[step % 2::2])
-        asu.mean_over_answers(data.answer_nll(model, batch), batch.mask).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
+    return memorise(model, examples, 200, 5e-3, 2).eval()
 
 
 def bare(row):

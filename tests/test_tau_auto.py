@@ -12,7 +12,7 @@ import choose
 import common
 import data
 import runs
-from tests.conftest import small_model
+from tests.conftest import memorise, small_model
 
 TINY = ("@config/tiny.args", "--epochs=1")
 
@@ -26,13 +26,7 @@ def rows(tmp_path_factory):
 def memoriser(rows, tokenizer):
     """A tiny model that has begun to learn the forget facts."""
     model, examples = small_model(block_size=128), data.training_examples(tokenizer, rows.forget)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(60):
-        batch = data.collate(examples[step % 5::5])
-        asu.mean_over_answers(data.answer_nll(model, batch), batch.mask).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model
+    return memorise(model, examples, 60, 1e-2, 5)
 
 
 def on_curves(monkeypatch, facts, reference, function=lambda tau: 0.1):
