@@ -417,7 +417,7 @@ def measure(model, tokenizer, sets, holdout, slot_values, smoothing):
     for part, rows in sets.items():
         how = {"slot_values": slot_values} if rows[0]["question"] else {}
         result[part], values[part], answers[part] = (evaluate if how else evaluate_text)(model, tokenizer, part, rows, **how, **smoothing)
-        if f"{part}_text" in sets:
+        if f"{part}_text" in sets and "choices" not in rows[0]:
             values[part]["knowmem"] = np.array([rouge_l_f1(a, row["answer"]) for a, row in zip(answers[part], rows)])
             result[part]["knowmem"] = float(values[part]["knowmem"].mean())
         result[part]["ci95"] = {m: bootstrap(lambda draw: v[draw(len(v))].mean()) for m, v in values[part].items()

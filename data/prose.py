@@ -175,7 +175,10 @@ def ask(rng, world, name, facts, slot, id):
     answer, *options = (("{v}." if world.short else statements[0]).format(n=name, v=v) for v in (facts[slot], *wrong))
     row = {"id": id, "author": name, "slot": slot, "facts": [facts[slot]], "question": question.format(n=name), "answer": answer,
            "paraphrased_question": other.format(n=name), "paraphrased_answer": answer, "perturbed_answer": options}
-    return row | ({"choices": sorted([answer, *options])} if world.n_wrong == 3 else {})
+    if world.short:
+        return row
+    return row | {"choices": sorted([answer, *options]), "questions": [row["question"]] * len(statements),
+                  "answers": [text.format(n=name, v=facts[slot]) for text in statements]}
 
 
 def things(kind, data_seed, n, n_holdout=N_HOLDOUT):
