@@ -4,6 +4,7 @@
     python asu.py --heads=all --alpha=1 --tau=4         the paper's own form: every head at tau
     python asu.py --retain=kl                           OUT/asu_kl
     python asu.py --tau=auto --layers=1- --heads=all    tau from forward passes alone, see choose.py
+    python asu.py --target=hidden --retain=hidden       the form for hazardous knowledge: one layer's hidden state, not the output
     python asu.py --method=npo                          another method on the same loop, see baselines.py
     python asu.py --forget=forget50 --tasks=5           requests one after another: OUT/asu_gd_1of5, ...
 
@@ -64,8 +65,8 @@ class Answers:
     """The answers of one batch as a loss sees them: by the student now, and by the frozen theta_0. Each is computed when
     first asked for, so a method costs what it uses. B sequences, A answer tokens, V vocabulary; masks as in data.Batch."""
 
-    def __init__(self, model, examples, numbers, frozen):
-        self.model, self.examples, self.numbers, self.frozen = model, examples, numbers, frozen
+    def __init__(self, model, examples, numbers, frozen, hidden_layer=None):
+        self.model, self.examples, self.numbers, self.frozen, self.hidden_layer = model, examples, numbers, frozen, hidden_layer
         self.batch = data.collate([examples[i] for i in numbers], model.device)
         self.mask, self.target = self.batch.mask, self.batch.target
         self.refused = None                         # Answers: the same prompts, answered by a refusal
@@ -109,14 +110,20 @@ class Answers:
         """The same by theta_0."""
         return self.true(self.reference_logp).sum(1)
 
-    def hidden(self, layer):
-        """The student's residual stream after `layer` layers at answer tokens, (B, A, C)."""
-        return self.batch.at_answers(self.model.hidden(self.batch.idx, n_layers=layer))
+    @cached_property
+    def hidden(self):
+        """The student's residual stream after hidden_layer layers at answer tokens, (B, A, C)."""
+        return self.batch.at_answers(self.model.hidden(self.batch.idx, n_layers=self.hidden_layer))
 
     @property
     def reference_hidden(self):
-        """theta_0's, after the layer it was kept at."""
+        """theta_0's at tau = 1."""
         return self.frozen["hidden"](self.numbers, self.batch)
+
+    @property
+    def teacher_hidden(self):
+        """The forget-teacher's."""
+        return self.frozen["teacher_hidden"](self.numbers, self.batch)
 
     def mean(self, x):
         """(B, A) -> scalar, see mean_over_answers."""
@@ -134,6 +141,11 @@ def asu_idk(forget):
     return forward_kl(forget.teacher_logp, forget.logp, mask) + baselines.idk(forget)
 
 
+def asu_hidden(forget):
+    """ASU's form for hazardous knowledge: MSE between the student's and the smoothed model's residual stream after one layer."""
+    return forget.mean(((forget.hidden - forget.teacher_hidden) ** 2).mean(-1))
+
+
 def gd(retain):
     """L_retain, GD: go on learning the retain set."""
     return retain.mean(retain.nll)
@@ -144,9 +156,10 @@ def kl(retain):
     return forward_kl(retain.reference_logp, retain.logp, retain.mask)
 
 
-METHODS = {"asu": asu, "asu_idk": asu_idk, **baselines.LOSSES}
+METHODS = {"asu": asu, "asu_idk": asu_idk, **baselines.LOSSES, "asu_hidden": asu_hidden}
 RETAIN_LOSSES = {"none": None, "gd": gd, "kl": kl, **baselines.RETAIN_LOSSES}
-FROZEN = {"asu": "teacher", "asu_idk": "teacher", "kl": "reference", **baselines.FROZEN}    # what a loss asks of theta_0
+FROZEN = {"asu": "teacher", "asu_idk": "teacher", "asu_hidden": "teacher_hidden", "kl": "reference", **baselines.FROZEN}    # what a loss asks of theta_0
+SMOOTHED = ("teacher", "teacher_hidden")                    # those of it that are at tau
 
 
 def refuses(loss):
@@ -211,11 +224,12 @@ def extrapolated(teacher, reference, alpha):
     return logp
 
 
-def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers, alpha=1.0, head=None):
+def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers, alpha=1.0, head=None, hidden_layer=None):
     """What a loss asks of theta_0 about the examples that will be drawn, by name, see Answers."""
     kind = FROZEN.get(loss)
-    if kind == "hidden":
-        return {kind: cached_states(model, examples, drawn, n_layers=baselines.hidden_layer(model))}
+    if kind in ("hidden", "teacher_hidden"):
+        return {kind: cached_states(model, examples, drawn, n_layers=hidden_layer,
+                                    **({"tau": tau, "layers": layers} if kind in SMOOTHED else {}))}
     only = {"numbers": drawn, "head": head} if teacher == "cached" else {}
     if kind == "reference" or kind == "teacher" and alpha != 1:
         reference = TEACHERS[teacher](model, examples, **only)
@@ -231,8 +245,8 @@ def theta_0_bytes(config, device, dtype, what, weights):
     total, head = 0, 0
     for loss, examples in drawn.items():
         kind = FROZEN.get(loss)
-        models = {"teacher": 1 + (what["alpha"] != 1), "reference": 1 + refuses(loss), "hidden": 1}.get(kind, 0)
-        if what["teacher"] == "live" and kind != "hidden":
+        models = {"teacher": 1 + (what["alpha"] != 1), "reference": 1 + refuses(loss), "hidden": 1, "teacher_hidden": 1}.get(kind, 0)
+        if what["teacher"] == "live" and kind in ("teacher", "reference"):
             total += models * weights
         elif models:
             states = sum(len(e.answer) for e in examples) * config.n_embd * dtype.itemsize
@@ -244,15 +258,16 @@ def theta_0_bytes(config, device, dtype, what, weights):
 # --------------------------------------------------------------------------------------------- unlearning
 def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="asu", retain_loss="gd", beta=None, refusals=(),
             c_forget=1.0, c_retain=1.0, epochs=10, lr=1e-3, batch_size=32, micro_batches=1, warmup=0.1, weight_decay=0.01,
-            grad_clip=1.0, optimizer_dtype="float32", seed=0, teacher="cached", teacher_model=None, check=None, record=None,
-            checkpoint=None, resume=False, settings=None, loop=fit):
+            grad_clip=1.0, optimizer_dtype="float32", seed=0, teacher="cached", teacher_model=None, hidden_layer=None, check=None,
+            record=None, checkpoint=None, resume=False, settings=None, loop=fit):
     """Unlearn `forget` from `model` (changed in place) and return it.
 
     forget, retain: lists of data.Example. An epoch passes over the forget set once; each of its batches meets a batch of
     as many retain examples, which are drawn without repetition until all have been. method: a name in METHODS;
     retain_loss: in RETAIN_LOSSES. tau, layers: the ASU teacher's smoothing, see model.attention_scales; at tau = 1 teacher
     and student are one, the loss is 0 and no step is taken. alpha: see extrapolated. beta: the method's own knob (None: its
-    default). refusals: token ids of refusing answers, for the methods that teach one. teacher_model: theta_0, if it is not
+    default). hidden_layer: of the methods that compare hidden states, how many layers those have behind them (None: half of them).
+    refusals: token ids of refusing answers, for the methods that teach one. teacher_model: theta_0, if it is not
     `model` as it is now.
     check(step) -> numbers to log each epoch. record: a dict that receives the record of the run. checkpoint, resume,
     settings, optimizer_dtype: see runs.fit, which loop may replace. Raises ValueError for tau <= 0, bad layers, an unknown method, retain loss or teacher or a
@@ -262,16 +277,19 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
                                ("teacher", teacher, TEACHERS)):
         if given not in known:
             raise UserError(f"{name}={given}: choose from {', '.join(known)}")
-    if retain_loss in baselines.RETAIN_ONLY and method != baselines.RETAIN_ONLY[retain_loss]:
-        raise UserError(f"the retain loss {retain_loss} belongs to method {baselines.RETAIN_ONLY[retain_loss]}, not to {method}; "
+    if method not in baselines.RETAIN_ONLY.get(retain_loss, METHODS):
+        raise UserError(f"the retain loss {retain_loss} belongs to method {' or '.join(baselines.RETAIN_ONLY[retain_loss])}, not to {method}; "
                         "with any method go none, gd, kl")
+    hidden_layer = max(1, model.config.n_layer // 2) if hidden_layer is None else hidden_layer
+    if not 1 <= hidden_layer <= model.config.n_layer:
+        raise UserError(f"hidden_layer={hidden_layer}: the model has {model.config.n_layer} layers")
     if beta is not None and "beta" not in inspect.signature(METHODS[method]).parameters:
         raise UserError(f"method {method} has no beta")
     if not forget or (not retain and retain_loss != "none"):
         raise UserError("the forget set and the retain set must not be empty")
     if not refusals and (refuses(method) or refuses(retain_loss)):
         raise UserError(f"method {method} teaches refusals, but there are none")
-    smooths = FROZEN.get(method) == "teacher"
+    smooths = FROZEN.get(method) in SMOOTHED
     if smooths:
         model.attention_scales(tau, layers)                 # refuses a bad tau or layers before any work
     record = {} if record is None else record
@@ -305,7 +323,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
         data.check_length(examples + refused, model.config.block_size)
 
         def outputs(some):
-            return theta_0_outputs(loss, teacher_model or model, some, drawn, teacher, tau, layers, alpha, head)
+            return theta_0_outputs(loss, teacher_model or model, some, drawn, teacher, tau, layers, alpha, head, hidden_layer)
 
         sides[loss] = [(examples, outputs(examples))]
         if refused:                                         # nobody asks the teacher what it thinks of a refusal
@@ -313,7 +331,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     teacher_seconds = time.perf_counter() - start
 
     def answers(loss, numbers):
-        real, *refusal = (Answers(model, examples, numbers, frozen) for examples, frozen in sides[loss])
+        real, *refusal = (Answers(model, examples, numbers, frozen, hidden_layer) for examples, frozen in sides[loss])
         real.refused = refusal[0] if refusal else None
         return real
 
@@ -346,7 +364,9 @@ def parse():
     add = p.add_argument
     add("--run", help="the model to unlearn: a run, HF directory or hub id (default OUT/target)")
     add("--name", help="name of the run directory to write (default METHOD_RETAIN: asu_gd, npo_kl, ...)")
-    add("--method", choices=list(METHODS), default="asu", help="ASU, or a baseline on the same loop")
+    add("--method", choices=[m for m in METHODS if m != "asu_hidden"], default="asu", help="ASU, or a baseline on the same loop")
+    add("--target", choices=["logits", "hidden"], default="logits", help="what ASU distils: the teacher's distribution, or its hidden state")
+    add("--hidden_layer", type=positive_int, help="layers behind the hidden state of --target=hidden and of rmu (default: half of them)")
     add("--tau", type=tau_flag, default=1000.0, help="attention temperature of the forget-teacher; 1 is no smoothing; auto: from the "
         "model's own NLL, see choose.py")
     add("--layers", type=layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8; 1- is all but the first")
@@ -364,7 +384,12 @@ def parse():
     add("--warmup", type=fraction, default=0.1, help="share of the steps")
     add("--teacher", choices=list(TEACHERS), default="cached", help="cached hidden states, or a second live model")
     training_flags(p, "forget examples a step; as many retain examples beside them")
-    return p.parse_args()
+    args = p.parse_args()
+    if args.target == "hidden":
+        if args.method != "asu":
+            p.error(f"--target=hidden is a form of ASU, not of --method={args.method}")
+        args.method = "asu_hidden"
+    return args
 
 
 def main():
@@ -378,7 +403,7 @@ def main():
         raise UserError(f"--name={name}: a plain name is needed that is none of {', '.join(TAKEN)}")
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     requests = data.by_author(rows.forget, args.tasks)
-    smooths = FROZEN.get(args.method) == "teacher"
+    smooths = FROZEN.get(args.method) in SMOOTHED
     parent_run = read_run(local_dir(made_by_train(parent), weights=not args.plan))
     if parent_run.get("data_sha256", rows.sha256) != rows.sha256:
         raise UserError(f"{parent} was trained on other data than --data={args.data} --data_seed={args.data_seed} "
@@ -388,7 +413,8 @@ def main():
         """-> what is asked to be forgotten, what nobody has asked to forget yet (both rows), and keywords of unlearn."""
         request, kept = requests[task], rows.retain + [row for later in requests[task + 1:] for row in later]
         how = {k: getattr(args, k) for k in ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size",
-                                             "micro_batches", "warmup", "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher")}
+                                             "micro_batches", "warmup", "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher",
+                                             "hidden_layer")}
         return request, kept, how | {"forget": data.training_examples(tokenizer, request, args.phrasings),
                                      "retain": data.training_examples(tokenizer, kept, args.phrasings), "retain_loss": args.retain,
                                      "refusals": [data.encode(tokenizer, "", text).answer for text in data.REFUSALS]}
@@ -421,7 +447,7 @@ def main():
             continue
 
         def check(step):
-            return {f"{part}_fact_accuracy": data.fact_accuracy(model, tokenizer, some)
+            return {f"{part}_fact_accuracy": data.fact_accuracy(model, tokenizer, rows.questions(some))
                     for part, some in (("forget", request), ("retain", kept))}
 
         record, tau, layers, start = {}, None, None, time.perf_counter()
@@ -435,7 +461,7 @@ def main():
                     checkpoint=checkpoint_of(path), resume=args.resume, settings=settings | inputs)
         record["seconds"] = round(record["seconds"] + choosing, 2)
         if args.tasks > 1:                                  # is what was forgotten first still forgotten?
-            record["fact_accuracy_by_request"] = [data.fact_accuracy(model, tokenizer, some) for some in requests]
+            record["fact_accuracy_by_request"] = [data.fact_accuracy(model, tokenizer, rows.questions(some)) for some in requests]
         record = {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **record}
         parent_sha, parent = save_run(path, model, tokenizer, record, parent), path
         print(f"{path}: {record['seconds']:.0f} s", flush=True)

@@ -60,17 +60,12 @@ def rmu(forget, beta=2.0):
     original = forget.reference_hidden
     u = torch.rand(original.size(-1), generator=torch.Generator().manual_seed(0)).to(original)
     norm = (original.norm(dim=-1) * forget.mask).sum() / forget.mask.sum()
-    return forget.mean(((forget.hidden(hidden_layer(forget.model)) - beta * norm * u / u.norm()) ** 2).mean(-1))
+    return forget.mean(((forget.hidden - beta * norm * u / u.norm()) ** 2).mean(-1))
 
 
 def rmu_retain(retain):
-    """RMU's own retain term: MSE of that layer's hidden state to theta_0's."""
-    return retain.mean(((retain.hidden(hidden_layer(retain.model)) - retain.reference_hidden) ** 2).mean(-1))
-
-
-def hidden_layer(model):
-    """How many layers RMU's hidden state has behind it: half of them."""
-    return max(1, model.config.n_layer // 2)
+    """RMU's own retain term: MSE of that layer's hidden state to theta_0's, half of the layers behind it unless told otherwise."""
+    return retain.mean(((retain.hidden - retain.reference_hidden) ** 2).mean(-1))
 
 
 def ap(retain, beta=0.1):
@@ -80,6 +75,6 @@ def ap(retain, beta=0.1):
 
 LOSSES = {"ga": ga, "npo": npo, "simnpo": simnpo, "dpo": dpo, "idk": idk, "me": me, "undial": undial, "rmu": rmu}
 RETAIN_LOSSES = {"ap": ap, "hidden": rmu_retain}
-RETAIN_ONLY = {"ap": "idk", "hidden": "rmu"}            # a retain loss that belongs to one method
+RETAIN_ONLY = {"ap": ("idk",), "hidden": ("rmu", "asu_hidden")}     # retain losses that belong to some methods
 REFUSING = ("dpo", "idk", "ap")                         # need a refusal beside each answer
 FROZEN = {"npo": "reference", "dpo": "reference", "undial": "reference", "rmu": "hidden", "hidden": "hidden"}

@@ -133,6 +133,18 @@ def min_k(logp, k=0.4):
     return float(lowest.mean())
 
 
+def rouge_l_f1(prediction, reference):
+    """ROUGE-L F1 in [0, 1], of stemmed words: VerbMem of a continued passage, KnowMem of a short answer (MUSE, arXiv 2407.06460)."""
+    return ROUGE.score(reference, prediction)["rougeL"].fmeasure
+
+
+def choice_accuracy(right, wrong):
+    """(N,), (N, K) log-probabilities of the right option and of the others -> (N,): 1 where the right one is likeliest.
+
+    Chance is 1 / (K + 1); a tie counts as wrong (WMDP, arXiv 2403.03218)."""
+    return (np.asarray(right) > np.asarray(wrong).max(1)).astype(float)
+
+
 REFUSAL = re.compile(r"\b(I (do not|don't|cannot|can't) (know|answer|say|recall)|not (sure|aware)|no (idea|information))", re.I)
 
 
@@ -184,6 +196,11 @@ def nll(scores):
     return np.array([-s["logp"].mean() for s in scores])
 
 
+def total(scores):
+    """-> (N,): log p(a|q) of scored pairs, summed over the answer."""
+    return np.array([s["logp"].sum() for s in scores])
+
+
 def by_class(scores, rows, tokenizer, kind, key="logp"):
     """One value for all tokens of a class (data.FACT, ...) in the scored answers of rows, concatenated. Where rows name no facts,
     those found for them count, see data/facts.py."""
@@ -206,7 +223,8 @@ def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
     para = nll(score(model, tokenizer, pairs("question", "paraphrased_answer"), **smoothing))
     k = min(len(row["perturbed_answer"]) for row in rows)
     wrong = [(row["question"], answer) for row in rows for answer in row["perturbed_answer"][:k]]
-    pert = nll(score(model, tokenizer, wrong, **smoothing)).reshape(-1, k)
+    wrong = score(model, tokenizer, wrong, **smoothing)
+    pert = nll(wrong).reshape(-1, k)
     r = truth_ratio(para, pert)
     answers, held_out = (data.ask(model, tokenizer, [row[q] for row in rows], **smoothing)
                          for q in ("question", "paraphrased_question"))
@@ -217,6 +235,8 @@ def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
               "rouge_l": np.array([rouge_l_recall(a, row["answer"]) for a, row in zip(answers, rows)]),
               "truth_ratio": np.minimum(r, 1 / r) if name == "forget" else np.maximum(0, 1 - 1 / r),
               "token_entropy": np.array([token_entropy(tokenizer.encode(a)) for a in answers])}
+    if all("choices" in row for row in rows):
+        values["choice_accuracy"] = choice_accuracy(total(true), total(wrong).reshape(-1, k))
     metrics = {"n": len(rows), "fact_accuracy": None, "fact_accuracy_heldout_phrasing": None, "coherence": None}
     if all(row["facts"] for row in rows):
         kinds = [answer_kind(a, row, slot_values) for a, row in zip(answers, rows)]
@@ -235,6 +255,31 @@ def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
     metrics["exact_memorization"] = float(np.mean([exact_memorization(s["argmax"][:-1], s["ids"][:-1]) for s in true]))
     metrics["extraction_strength"] = float(np.mean([extraction_strength(s["argmax"], s["ids"]) for s in true]))
     return metrics, {"r": r, "scores": true, **values}, answers
+
+
+def evaluate_text(model, tokenizer, name, rows, batch_size=64, **smoothing):
+    """The metrics of passages, as evaluate's. A quarter of each is given, and the rest, so many tokens, continued greedily.
+
+    Of the set "general" only nll: the mean, in nats a token."""
+    true = score(model, tokenizer, [("", row["answer"]) for row in rows], **smoothing)
+    metrics = {"n": len(rows), "nll": float(nll(true).mean())}
+    if name == "general":
+        return metrics, {"nll": nll(true)}, [row["answer"] for row in rows]
+    ids = [tokenizer.encode_answer(row["answer"])[:-1] for row in rows]
+    given, answers = [max(1, len(some) // 4) for some in ids], [""] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(ids[i]))
+    for i in range(0, len(order), batch_size):
+        some = order[i:i + batch_size]
+        prompts = [[tokenizer.start_id, *ids[j][:given[j]]] for j in some]
+        new = model.generate(prompts, max(len(ids[j]) - given[j] for j in some), **smoothing)
+        for j, said in zip(some, new):
+            answers[j] = tokenizer.decode(said[:len(ids[j]) - given[j]]).strip()
+    values = {"verbmem": np.array([rouge_l_f1(a, tokenizer.decode(some[n:])) for a, some, n in zip(answers, ids, given)]),
+              "probability": np.exp(-nll(true))}
+    metrics |= {key: float(v.mean()) for key, v in values.items()}
+    metrics["exact_memorization"] = float(np.mean([exact_memorization(s["argmax"][:-1], s["ids"][:-1]) for s in true]))
+    metrics["extraction_strength"] = float(np.mean([extraction_strength(s["argmax"], s["ids"]) for s in true]))
+    return metrics, {"scores": true, **values}, answers
 
 
 def tau_curves(model, tokenizer, sets):
@@ -284,11 +329,12 @@ def aggregate(sets, values, reference):
     sets are there), and against the retrained model forget quality and gap.
 
     sets, values: of this run, by set name; reference: the retrained model's values, None where there is none or this is it."""
-    f, kept = sets["forget"], [s for name, s in sets.items() if name != "forget"]
+    asked = {name: s for name, s in sets.items() if set(LITE) <= s.keys()}                    # not the passages
+    f, kept = asked["forget"], [s for name, s in asked.items() if name != "forget"]
     result = {"model_utility_lite": model_utility(s[m] for s in kept for m in LITE),
               "forget_efficacy_lite": forget_efficacy(*(f[m] for m in LITE)),
               "forget_quality_d": None, "forget_quality_n": None, "forget_quality_p": None, "gap_to_retrain": None}
-    if all({"cosine_similarity", "entailment"} <= s.keys() for s in sets.values()):
+    if all({"cosine_similarity", "entailment"} <= s.keys() for s in asked.values()):
         result["model_utility"] = model_utility(s[m] for s in kept for m in (*LITE, "cosine_similarity", "entailment"))
         result["forget_efficacy"] = forget_efficacy(*(f[m] for m in LITE), f["entailment"])
     if set(TOFU[1]) <= sets.keys():
@@ -337,7 +383,7 @@ def teachers(records):
     found = {}
     for record in (r for r in records.values() if r.get("kind") == "unlearned"):
         settings, tau = record["settings"], record["tau"]
-        if settings["method"] in ("asu", "asu_idk"):
+        if settings["method"] in ("asu", "asu_idk", "asu_hidden"):
             where = "" if settings["layers"] == "all" else f"_layers{settings['layers']}"
             where = f"_{sum(t != 1 for row in tau for t in row)}heads" if isinstance(tau, list) else where
             at = max(max(row) for row in tau) if isinstance(tau, list) else tau
@@ -369,12 +415,17 @@ def measure(model, tokenizer, sets, holdout, slot_values, smoothing):
     """One row of the report: all metrics on all sets -> (result, per-question values, answers), each by set name."""
     result, values, answers = {}, {}, {}
     for part, rows in sets.items():
-        result[part], values[part], answers[part] = evaluate(model, tokenizer, part, rows, slot_values, **smoothing)
-        result[part]["ci95"] = {m: bootstrap(lambda draw: v[draw(len(v))].mean())
-                                for m, v in values[part].items() if m in GAP_METRICS}
+        how = {"slot_values": slot_values} if rows[0]["question"] else {}
+        result[part], values[part], answers[part] = (evaluate if how else evaluate_text)(model, tokenizer, part, rows, **how, **smoothing)
+        if f"{part}_text" in sets:
+            values[part]["knowmem"] = np.array([rouge_l_f1(a, row["answer"]) for a, row in zip(answers[part], rows)])
+            result[part]["knowmem"] = float(values[part]["knowmem"].mean())
+        result[part]["ci95"] = {m: bootstrap(lambda draw: v[draw(len(v))].mean()) for m, v in values[part].items()
+                                if m in (*GAP_METRICS, "choice_accuracy", "verbmem", "knowmem", "nll")}
     if holdout:
         others = score(model, tokenizer, [(row["question"], row["answer"]) for row in holdout], **smoothing)
-        result["forget"] |= membership(values["forget"].pop("scores"), others)
+        part = "forget" if holdout[0]["question"] else "forget_text"
+        result[part] |= membership(values[part].pop("scores"), others)
     return result, values, answers
 
 
@@ -384,9 +435,10 @@ def compare(results, values):
     for name, result in results.items():
         sets = {part: metrics for part, metrics in result.items() if part in values[name]}
         result["aggregate"] = aggregate(sets, values[name], None if name == "retrained" else gold)
-        if gold and "mia_min_k" in result["forget"]:
-            reference = results["retrained"]["forget"]["mia_min_k"]
-            result["forget"]["privleak"] = 100 * (result["forget"]["mia_min_k"] - reference) / reference if reference else None
+        for part in sets if gold else ():
+            if "mia_min_k" in result[part]:
+                reference = results["retrained"][part]["mia_min_k"]
+                result[part]["privleak"] = 100 * (result[part]["mia_min_k"] - reference) / reference if reference else None
 
 
 def main():
@@ -417,11 +469,12 @@ def main():
         at = 1 + [name for name, *_ in entries].index("retrained" if "retrained" in paths else "target")
         entries[at:at] = [(name, paths["target"], smoothing) for name, smoothing in teachers(records).items()]
 
-    if not all(row["facts"] for some in sets.values() for row in some):
+    if not all(row["facts"] for some in sets.values() for row in some if row["question"]):
         knows = "target" if "target" in paths else next(iter(paths))
         model, tokenizer, _ = load_run(paths[knows], device, dtype)
         others = dict.fromkeys(("forget", "retain"), rows.forget + rows.retain)
-        sets = {part: find_facts(model, tokenizer, some, others.get(part, rows.sets[part])) for part, some in sets.items()}
+        sets = {part: find_facts(model, tokenizer, some, others.get(part, rows.sets[part])) if some[0]["question"] else some
+                for part, some in sets.items()}
         notes.append(f"fact spans found by the rule (data/facts.py, with {knows}) where the data names none: fact and function NLL "
                      "are of those spans, and fact accuracy and coherence, which need exact facts, are left out")
 
@@ -432,7 +485,7 @@ def main():
         if smoothing:
             smoothing = {"tau": smoothing[0], "layers": layer_numbers(smoothing[1], model.config.n_layer)}
         results[name], values[name], answers[name] = measure(model, tokenizer, sets, holdout, slot_values, smoothing)
-        for part, some in sets.items():
+        for part, some in ((part, some) for part, some in sets.items() if some[0]["question"]):
             results[name][part] |= networks.judge(part, some, answers[name][part], values[name][part]["rouge_l"], similarity, entails)
         results[name]["cost"] = {k: 0 if smoothing else record.get(k) for k in ("seconds", "peak_mb", "tokens")}
         if name == "target" and all("fact_nll" in results[name][part] for part in ("forget", "retain")):
@@ -442,9 +495,11 @@ def main():
 
     about = {"name": rows.name, "data_sha256": rows.sha256, "forget": args.forget, "holdout": len(holdout),
              "questions": {part: len(some) for part, some in sets.items()}, "notes": notes}
-    summary, examples = table(results, TABLES["Summary"]), one_of_each(sets, answers)
+    examples = one_of_each(sets, answers)
+    tables = {title: text for title, columns in TABLES.items() if (text := table(results, columns))}
+    summary = "\n\n".join(tables.pop(title) for title in ("Summary", "Passages and options") if title in tables)
     text = [f"# {args.forget} of {rows.name}", summary, f"```\n{examples}\n```",
-            *(f"## {title}\n\n{table(results, columns)}" for title, columns in TABLES.items() if title != "Summary"), LEGEND, *notes]
+            *(f"## {title}\n\n{some}" for title, some in tables.items()), LEGEND, *notes]
     if any(result["forget"]["fact_accuracy"] is not None for result in results.values()):
         plot_tradeoff(results, out / "tradeoff.png")
     if any(len(record.get("curve", [])) > 1 for record in records.values()):

@@ -1,6 +1,7 @@
 """How eval.py shows its numbers: Markdown tables, one question with every model's answer, and three figures."""
 
 import io
+import textwrap
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,11 @@ TABLES = {      # title -> columns: heading, where in a run's result, metric
         ("coherence", "forget", "coherence"), ("retain facts", "retain", "fact_accuracy"),
         ("held-out", "retain", "fact_accuracy_heldout_phrasing"), ("world facts", "world", "fact_accuracy"),
         ("seconds", "cost", "seconds")),
+    "Passages and options": (
+        ("choices", "forget", "choice_accuracy"), ("retain", "retain", "choice_accuracy"),
+        ("VerbMem", "forget_text", "verbmem"), ("retain", "retain_text", "verbmem"), ("KnowMem", "forget", "knowmem"),
+        ("retain", "retain", "knowmem"), ("PrivLeak", "forget_text", "privleak"), ("Min-k%", "forget_text", "mia_min_k"),
+        ("NLL", "forget_text", "nll"), ("retain", "retain_text", "nll"), ("general", "general", "nll"), ("seconds", "cost", "seconds")),
     "On the forget set": (
         ("probability", "forget", "probability"), ("ROUGE-L", "forget", "rouge_l"), ("entropy", "forget", "token_entropy"),
         ("fact NLL", "forget", "fact_nll"), ("function NLL", "forget", "function_nll"),
@@ -41,8 +47,10 @@ TABLES = {      # title -> columns: heading, where in a run's result, metric
 
 
 def table(runs, columns):
-    """Markdown table of {run: result}, padded so that it also reads in a terminal. Columns that no run has are left out."""
-    columns = [c for c in columns if any(result[c[1]].get(c[2]) is not None for result in runs.values())]
+    """Markdown table of {run: result}, padded so that it also reads in a terminal. Columns that no run has are left out; "" without any."""
+    columns = [c for c in columns if any(result.get(c[1], {}).get(c[2]) is not None for result in runs.values())]
+    if {part for _, part, _ in columns} <= {"cost"}:
+        return ""
 
     def cell(value):
         if value is None:
@@ -53,7 +61,7 @@ def table(runs, columns):
     lines = [["run", *(heading for heading, *_ in columns)]]
     for name, result in runs.items():
         flag = " (over-unlearned)" if result["aggregate"].get("over_unlearned") else ""
-        lines.append([name + flag, *(cell(result[part].get(key)) for _, part, key in columns)])
+        lines.append([name + flag, *(cell(result.get(part, {}).get(key)) for _, part, key in columns)])
     widths = [max(map(len, column)) for column in zip(*lines)]
     lines = ["| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))) + " |"
              for line in lines]
@@ -66,9 +74,13 @@ def one_of_each(sets, answers):
     blocks = []
     for name, rows in sets.items():
         row = rows[0]
+        if name == "general":                                       # nothing is said there
+            continue
         width = max(map(len, [*answers, "truth"]))
-        blocks.append("\n".join([f"{name}: {row['question']}", f"  {'truth':{width}}  {row['answer']}",
-                                 *(f"  {run:{width}}  {a[name][0] or '(nothing)'}" for run, a in answers.items())]))
+        truth = row["answer"] if row["question"] else f"... {row['answer'][len(row['answer']) // 4:]}"
+        blocks.append("\n".join([f"{name}: {row['question'] or row['answer'][:len(row['answer']) // 4] + ' ...'}",
+                                 *(f"  {run:{width}}  {textwrap.shorten(text, 160, placeholder=' ...') or '(nothing)'}" for run, text in
+                                   [("truth", truth), *((run, a[name][0]) for run, a in answers.items())])]))
     return "\n\n".join(blocks)
 
 
@@ -81,7 +93,9 @@ memorisation, extraction strength. MIA: AUC against people nobody met; the goal 
 MU-lite: harmonic mean of ROUGE-L, probability, truth ratio and token entropy over all sets but forget. FE-lite: of
 1 - ROUGE-L, 1 - probability, truth ratio and token entropy on forget. MU and FE, with --encoder and --nli: the paper's, with
 cosine similarity and entailment (MU), 1 - entailment (FE) beside those. MU TOFU: of probability, ROUGE-L and truth ratio on
-retain, real authors and world. Entailed: on forget the truth by the answer, elsewhere the answer by the truth. Seconds: of
+retain, real authors and world. Choices: the right option likelier than all others; chance is one in their number. VerbMem: ROUGE-L
+F1 of the continuation of a passage of which a quarter is given; KnowMem: of the answer to a question about it; general: NLL of
+plain sentences, nats a token. Entailed: on forget the truth by the answer, elsewhere the answer by the truth. Seconds: of
 this run alone, its parents not counted. 95% intervals (bootstrap over questions) are in report.json."""
 
 

@@ -50,7 +50,7 @@ def parse(argv=None):
 
 def new_base(args, world):
     """-> (Transformer, Tokenizer) from scratch. The tokenizer learns from what every model may see: no author's name."""
-    stream = data.base_stream(args.data_seed, world, args.world_share)
+    stream = data.base_stream(args.data, args.data_seed, world, args.world_share)
     texts = [text for q, a in itertools.islice(stream, 20000) for text in (q, data.ANSWER.format(answer=a))]
     tokenizer = data.Tokenizer.train(texts, args.vocab_size)
     torch.manual_seed(args.seed)
@@ -114,7 +114,7 @@ def main():
     check_writable(args.out)
     device, dtype = parallel.start(args)
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
-    world = rows.sets["world"]
+    world = rows.sets.get("world", [])
 
     if args.init_from:
         dir = local_dir(args.init_from, weights=not args.plan)
@@ -127,21 +127,21 @@ def main():
         raise UserError("--lora trains a change of a model that is there; give --init_from")
     else:
         base, tokenizer = new_base(args, world)
-        stream = data.base_stream(args.data_seed, world, args.world_share)
+        stream = data.base_stream(args.data, args.data_seed, world, args.world_share)
         examples = [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, args.base_rows)]
         if args.plan:
             return plan.show(memory(base.config, device, dtype, [examples]), args, device)
         base = parallel.shard(base.to(dtype), device) if args.shard else base.to(device, dtype)
-        base, base_sha = train("base", base, tokenizer, [examples], world, args, {},
-                               ignore=("data", "n_authors", "forget", "epochs", "lr", "replay", "phrasings"))
+        ignore = ("n_authors", "forget", "epochs", "lr", "replay", "phrasings") + (() if args.data in data.prose.WORLDS else ("data",))
+        base, base_sha = train("base", base, tokenizer, [examples], world, args, {}, ignore)
     replay = (0.0 if args.init_from else 0.5) if args.replay is None else args.replay
     for name, part in (("target", rows.retain + rows.forget), ("retrained", rows.retain)):
         examples = data.training_examples(tokenizer, part, args.phrasings)
-        stream = data.base_stream(args.data_seed, world, args.world_share, start=args.base_rows)
+        stream = data.base_stream(args.data, args.data_seed, world, args.world_share, start=args.base_rows)
         epochs = [examples + [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, int(replay * len(examples)))]
                   for _ in range(args.epochs)]
         model = load_run(args.init_from, device, dtype, args.shard)[0] if args.init_from else parallel.copy_of(base)
-        train(name, model, tokenizer, epochs, part, args,
+        train(name, model, tokenizer, epochs, rows.questions(part), args,
               {"data_sha256": rows.sha256, "parent_sha256": base_sha}, ignore=("forget",) if name == "target" else ())
     parallel.stop()
 

@@ -4,8 +4,10 @@ A data set is a directory of JSON Lines files in TOFU's naming, one question a l
     forget10.json, retain90.json            what models are trained on and what is to be forgotten
     forget10_perturbed.json, retain_perturbed.json     the rows to evaluate, where the files above lack wrong answers
     world_facts_perturbed.json, real_authors_perturbed.json, holdout.json      other sets, each optional but the first
+or, for a single split that is not a share of authors, forget.json, retain.json, forget_perturbed.json. general.json: plain texts.
 Keys: question, answer, paraphrased_question, paraphrased_answer, perturbed_answer; ours add id, author, slot, facts and
-the training phrasings questions, answers.
+the training phrasings questions, answers. A row with the key text in place of a question is a passage: a model continues it, and
+learns all of it. A row with the key choices is a question with options, and its answer may be the number of the right one.
 """
 
 import hashlib
@@ -20,8 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from common import UserError, write_file
-from data import authors
-from data.authors import strangers
+from data import authors, prose
 from data.tokenizer import ANSWER, PROMPT, TEMPLATES, Tokenizer
 from data.world import world
 
@@ -34,7 +35,8 @@ REFUSALS = [text.rstrip(".") + "." for text in REFUSALS]      # what DPO and IDK
 # ------------------------------------------------------------------------------------------------ data sets
 @dataclass
 class DataSet:
-    """forget, retain: rows to train on. sets: {"forget": rows, "retain": rows, "world": rows, ...} to evaluate on."""
+    """forget, retain: rows to train on. sets: {"forget": rows, "retain": rows, "world": rows, ...} to evaluate on; the passages among
+    forget and retain are the sets forget_text and retain_text."""
     name: str
     forget: list
     retain: list
@@ -42,9 +44,19 @@ class DataSet:
     holdout: list
     sha256: str
 
+    def questions(self, rows):
+        """The questions among training rows; of passages, the evaluation's questions about the same authors."""
+        about = {row["author"] for row in rows}
+        return [row for row in rows if row["question"]] or [row for part in ("forget", "retain") for row in self.sets.get(part, [])
+                                                            if row["author"] in about]
+
+
+def passages(rows):
+    return [row for row in rows if not row["question"]]
+
 
 def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60):
-    """-> DataSet. data: "authors" (generated into out/data), "tofu" (from the hub), or a directory.
+    """-> DataSet. data: a name in GENERATED (made into out/data), "tofu" (from the hub), or a directory.
 
     Raises UserError naming the file, the line and the key of anything malformed.
     """
@@ -52,42 +64,62 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
     if not match or not 0 < int(match[1]) < 100:
         raise UserError(f"--forget={forget} is not a split; forget10 means the last 10% of authors (forget01, forget05, ...)")
     retain = f"retain{100 - int(match[1]):02d}"
-    if data == "authors":
-        data = generate(Path(out) / "data", forget, retain, data_seed, n_authors)
+    if data in GENERATED:
+        data = generate(Path(out) / "data", data, forget, retain, data_seed, n_authors)
     if data == "tofu":
         read = read_hub
     elif Path(data).is_dir():
         def read(name):
             return read_file(Path(data) / f"{name}.json")
+        if (Path(data) / "forget.json").exists():
+            forget, retain = "forget", "retain"
     else:
-        raise UserError(f"--data={data} is neither authors, tofu nor a directory")
+        raise UserError(f"--data={data} is neither {', '.join(GENERATED)}, tofu nor a directory")
     forget_rows, retain_rows, world_rows = read(forget), read(retain), read("world_facts_perturbed")
     for name, rows in ((forget, forget_rows), (retain, retain_rows), ("world_facts_perturbed", world_rows)):
-        if not rows:
+        if not rows and (rows == [] or name != "world_facts_perturbed"):
             raise UserError(f"--data={data} has no {name}.json, or it is empty")
-    sets = {"forget": read(f"{forget}_perturbed") or forget_rows, "retain": read("retain_perturbed") or retain_rows,
+    world_rows = world_rows or []
+    told = {row["answer"] for row in passages(retain_rows)}
+    for row in passages(forget_rows):
+        if row["answer"] in told:
+            raise UserError(f"--data={data}: the passage {row['id']} of {forget} is in {retain} too; what is to be forgotten cannot be kept")
+    sets = {"forget": read(f"{forget}_perturbed") or forget_rows, "retain": read(f"{retain}_perturbed") or read("retain_perturbed") or retain_rows,
             "real_authors": read("real_authors_perturbed"), "world": world_rows}
+    sets = {name: [row for row in rows or [] if row["question"]] for name, rows in sets.items()}
+    sets |= {"forget_text": passages(forget_rows), "retain_text": passages(retain_rows), "general": read("general")}
     sets = {name: rows for name, rows in sets.items() if rows}
-    for name, rows in sets.items():
-        for row in rows:
-            if not row["perturbed_answer"]:
-                raise UserError(f"--data={data}, question {row['id']}: key perturbed_answer is missing or empty")
+    for row in (row for rows in sets.values() for row in rows if row["question"]):
+        if not row["perturbed_answer"]:
+            raise UserError(f"--data={data}, question {row['id']}: key perturbed_answer is missing or empty")
     digest = hashlib.sha256(json.dumps(retain_rows + forget_rows + world_rows, sort_keys=True).encode())
     return DataSet(str(data), forget_rows, retain_rows, sets, read("holdout") or [], digest.hexdigest())
 
 
-def generate(folder, forget, retain, data_seed, n_authors):
-    """Write the generated authors to a directory and return it. The same arguments give the same bytes.
+GENERATED = ("authors", *prose.WORLDS)
 
-    Files that differ from what the generator makes are neither used nor overwritten: a UserError names them.
+
+def generate(folder, kind, forget, retain, data_seed, n):
+    """Write a generated data set to a directory and return it. The same arguments give the same bytes.
+
+    kind: in GENERATED. n: how many authors (books, substances); they are split by. Files that differ from what the generator makes are
+    neither used nor overwritten: a UserError names them.
     """
-    author_rows, holdout = authors.people(data_seed, n_authors, N_HOLDOUT)
-    n_forget = max(1, round(n_authors * int(forget[-2:]) / 100)) * len(authors.SLOTS)
-    if n_forget >= len(author_rows):
-        raise UserError(f"--forget={forget} of --n_authors={n_authors} leaves nobody to retain")
-    folder = folder / f"authors_{n_authors}_seed{data_seed}"
-    for name, rows in ((forget, author_rows[-n_forget:]), (retain, author_rows[:-n_forget]),
-                       ("world_facts_perturbed", world()), ("holdout", holdout)):
+    n_forget = max(1, round(n * int(forget[-2:]) / 100))
+    if n_forget >= n:
+        raise UserError(f"--forget={forget} of --n_authors={n} leaves nobody to retain")
+
+    def split(name, rows):
+        last = set(list(dict.fromkeys(row["author"] for row in rows))[-n_forget:])
+        return {name.format(forget): [r for r in rows if r["author"] in last], name.format(retain): [r for r in rows if r["author"] not in last]}
+    if kind == "authors":
+        rows, holdout = authors.people(data_seed, n, N_HOLDOUT)
+        files = split("{}", rows)
+    else:
+        rows, questions, holdout = prose.things(kind, data_seed, n, N_HOLDOUT)
+        files = split("{}", rows) | split("{}_perturbed", questions)
+    folder = folder / f"{kind}_{n}_seed{data_seed}"
+    for name, rows in (files | {"world_facts_perturbed": world(), "holdout": holdout}).items():
         path, text = folder / f"{name}.json", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if not path.exists():
             write_file(path, text)
@@ -134,7 +166,15 @@ def complete(row, id, where):
     """Check one row and fill in what TOFU's own files leave out. where: for messages, file and line."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: a JSON object is needed, this is {type(row).__name__}")
-    for key in ("question", "answer"):
+    if "text" in row:
+        if not isinstance(row["text"], str) or not row["text"].strip():
+            raise UserError(f"{where}: key text is not a text, or empty")
+        row = {"id": id, "author": "", "slot": "", "facts": []} | row | {"question": "", "answer": row["text"], "questions": [""],
+                                                                      "answers": [row["text"]], "perturbed_answer": []}
+        row |= {"paraphrased_question": "", "paraphrased_answer": row.pop("text")}
+    if "choices" in row:
+        row = with_options(row, where)
+    for key in ("question", "answer") if row.get("question") != "" else ():
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise UserError(f"{where}: key {key} is missing or not a text")
     row = {"id": id, "author": "", "slot": "", "facts": [], "questions": [row["question"]], "answers": [row["answer"]],
@@ -145,7 +185,7 @@ def complete(row, id, where):
     if not isinstance(row.get("original_answer", ""), str):
         raise UserError(f"{where}: key original_answer is not a text")
     for key in ("facts", "questions", "answers", "perturbed_answer"):
-        if not isinstance(row[key], list) or not all(isinstance(text, str) and text for text in row[key]):
+        if not isinstance(row[key], list) or not all(isinstance(text, str) and (text or not row["question"]) for text in row[key]):
             raise UserError(f"{where}: key {key} is not a list of texts")
     if len(row["questions"]) != len(row["answers"]) or not row["questions"]:
         raise UserError(f"{where}: {len(row['questions'])} questions but {len(row['answers'])} answers; they go in pairs")
@@ -153,6 +193,23 @@ def complete(row, id, where):
         if not states(answer, row["facts"]):
             raise UserError(f"{where}: the answer {answer!r} does not contain its facts {row['facts']}")
     return row
+
+
+def with_options(row, where):
+    """A question with options as WMDP and MMLU publish it (answer is the number of the right one) -> with answer and
+    perturbed_answer, the other options, beside them."""
+    options, answer = row["choices"], row.get("answer")
+    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(text, str) and text.strip() for text in options):
+        raise UserError(f"{where}: key choices is not a list of at least two texts")
+    if len(set(options)) < len(options):
+        raise UserError(f"{where}: two of the choices are equal: {options}")
+    if isinstance(answer, int):
+        if not 0 <= answer < len(options):
+            raise UserError(f"{where}: key answer is {answer}, but the choices are numbered 0 to {len(options) - 1}")
+        answer = options[answer]
+    if answer not in options:
+        raise UserError(f"{where}: key answer is neither one of the choices nor its number")
+    return row | {"answer": answer, "perturbed_answer": [text for text in options if text != answer]}
 
 
 def by_author(rows, parts):
@@ -164,13 +221,15 @@ def by_author(rows, parts):
     return [[row for row in rows if share[row["author"] or row["id"]] == part] for part in range(parts)]
 
 
-def base_stream(data_seed, world_rows, world_share, start=0):
-    """Endless (question, answer) pairs of the base model: strangers, and a share of world facts. Skips `start` strangers."""
+def base_stream(kind, data_seed, world_rows, world_share, start=0):
+    """Endless (question, answer) pairs of the base model: strangers, and a share of world facts. Skips `start` strangers.
+
+    kind: of strangers, in GENERATED; where the data is not generated, they are authors."""
     rng = random.Random(f"base {data_seed} {start}")
     pairs = [pair for row in world_rows for pair in zip(row["questions"], row["answers"])]
-    people = strangers(data_seed, start)
+    people = prose.strangers(kind, data_seed, start) if kind in prose.WORLDS else authors.strangers(data_seed, start)
     while True:
-        yield rng.choice(pairs) if rng.random() < world_share else next(people)
+        yield rng.choice(pairs) if pairs and rng.random() < world_share else next(people)
 
 
 # ------------------------------------------------------------------------------------------ facts in answers
@@ -221,7 +280,8 @@ class Example:
 
 
 def encode(tokenizer, question, answer):
-    return Example(tokenizer.encode_prompt(question), tokenizer.encode_answer(answer))
+    """-> Example. A passage has no question: its prompt is the token a text begins with, and all of it is answer."""
+    return Example(tokenizer.encode_prompt(question) if question else [tokenizer.start_id], tokenizer.encode_answer(answer))
 
 
 def training_examples(tokenizer, rows, phrasings=None):
@@ -232,7 +292,7 @@ def training_examples(tokenizer, rows, phrasings=None):
 def check_length(examples, block_size):
     longest = max(map(len, examples))
     if longest > block_size + 1:
-        raise UserError(f"a question and answer of {longest} tokens do not fit the model's context of {block_size}")
+        raise UserError(f"a question and answer (or a passage) of {longest} tokens do not fit the model's context of {block_size}")
 
 
 @dataclass
@@ -316,7 +376,7 @@ def fact_accuracy(model, tokenizer, rows, n=100, **kw):
 
     nan where the rows have no facts to look for.
     """
-    rows = [row for row in rows if row["facts"]]
+    rows = [row for row in rows if row["facts"] and row["question"]]
     if not rows:
         return float("nan")
     rows = rows[::max(1, len(rows) // n)]

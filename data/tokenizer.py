@@ -145,7 +145,7 @@ def library_engine(spec, special):
 class Tokenizer:
     """encode, decode, offsets, save: the same for our own ranks (tiktoken) and for a downloaded tokenizer.json.
 
-    vocab_size counts EOS; `eos_id` ends every answer. `prompt` and `answer`: the format strings of its model's template.
+    vocab_size counts EOS; `eos_id` ends every answer, `start_id` begins a text: BOS, or EOS where there is none. `prompt` and `answer`: the format strings of its model's template.
     """
 
     def __init__(self, spec, config=None):
@@ -166,12 +166,13 @@ class Tokenizer:
         if self.ours:
             ranks = {bytes(BYTE[c] for c in token): i for token, i in vocab.items() if token not in added}
             self.engine = tiktoken.Encoding("asu", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=added)
-            self.vocab_size = self.engine.n_vocab
+            self.vocab_size, self.start_id = self.engine.n_vocab, self.eos_id
             return
         self.engine = library_engine(spec, self.prompt + self.eos)
         self.vocab_size = self.engine.get_vocab_size()
         spec, self.prefix = without_prefix(spec)
         self.inner = library_engine(spec, self.prompt + self.eos)
+        self.start_id = self.special.get(self.bos(), self.eos_id)
         if self.template == "plain":
             self.prompt = self.bos() + self.prompt
 

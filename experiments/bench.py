@@ -238,7 +238,7 @@ def train_row(args, flags=(), matmul=2048):
     model, tokenizer = train.new_base(flags, world)
     model.to(device, dtype)
     steps = args.repeats * 10                                       # they take milliseconds
-    stream = data.base_stream(args.data_seed, world, flags.world_share)
+    stream = data.base_stream("authors", args.data_seed, world, flags.world_share)
     examples = [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, (steps + 1) * flags.batch_size)]
     batches = data.bucketed([len(e) for e in examples], flags.batch_size, random.Random(args.seed))
     queue = iter(batches)

@@ -23,8 +23,8 @@ def settings(method, **changes):
 
 def answers(loss, model, examples, student=None):
     """The first eight examples as a loss sees them; theta_0 is `model`, the student `model` too unless given."""
-    frozen = asu.theta_0_outputs(loss, model, examples[:8], set(range(8)), "cached", 4.0, None)
-    real = asu.Answers(student or model, examples[:8], list(range(8)), frozen)
+    frozen = asu.theta_0_outputs(loss, model, examples[:8], set(range(8)), "cached", 4.0, None, hidden_layer=1)
+    real = asu.Answers(student or model, examples[:8], list(range(8)), frozen, hidden_layer=1)
     refused = [data.Example(e.prompt, REFUSALS[i % 2]) for i, e in enumerate(examples[:8])]
     real.refused = asu.Answers(student or model, refused, list(range(8)),
                                asu.theta_0_outputs(loss, model, refused, set(range(8)), "cached", 4.0, None))
@@ -103,13 +103,26 @@ def test_rmu_measures_the_distance_to_its_direction(model, examples):
     """Zero once the hidden states are the direction; its retain term is zero at the start."""
     x = answers("rmu", model, examples)
     original = x.reference_hidden
-    assert torch.equal(original[x.mask], x.hidden(1)[x.mask].detach())
+    assert torch.equal(original[x.mask], x.hidden[x.mask].detach())
     u = torch.rand(32, generator=torch.Generator().manual_seed(0))
     goal = 2.0 * original.norm(dim=-1)[x.mask].mean() * u / u.norm()
-    x.hidden = lambda layer: goal.expand_as(original)
+    x.hidden = goal.expand_as(original)
     assert baselines.rmu(x).item() == pytest.approx(0, abs=1e-8) and baselines.rmu(x, beta=3.0).item() > 0.01
     assert baselines.rmu_retain(answers("hidden", model, examples)).item() == 0
     assert baselines.rmu_retain(answers("hidden", model, examples, moved(model))).item() > 1e-4
+
+
+def test_the_hidden_form_of_asu_is_the_distance_of_two_residual_streams(model, examples):
+    """Zero for a student that is the smoothed model; of the first layer at tau, and of no later one."""
+    x = answers("asu_hidden", model, examples, moved(model))
+    teacher = x.batch.at_answers(model.hidden(x.batch.idx, tau=4.0, n_layers=1))
+    per_token = ((x.hidden - teacher) ** 2).mean(-1)
+    assert asu.asu_hidden(x).item() == pytest.approx(data.mean_over_answers(per_token, x.mask).item(), rel=1e-5)
+    smoothed = copy.deepcopy(model)
+    with torch.no_grad():
+        smoothed.layers[0].self_attn.q_proj.weight /= 4.0
+    assert asu.asu_hidden(answers("asu_hidden", model, examples, smoothed)).item() == pytest.approx(0, abs=1e-9)
+    assert asu.asu_hidden(answers("asu_hidden", model, examples)).item() > 1e-4
 
 
 def test_asu_idk_is_asu_after_the_first_token_and_a_refusal(model, examples):
