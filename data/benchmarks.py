@@ -57,6 +57,7 @@ def load(source, forget=None):
     known = {row["answer"] for row in forget_rows}
     retain_rows = without(retain_rows, [row["answer"] in known for row in retain_rows],
                           f"--data={source}: passages to retain that are to be forgotten as well")
+    sets = sets | {"forget_text": forget_rows, "retain_text": retain_rows} | sets
     digest = hashlib.sha256(json.dumps(retain_rows + forget_rows, sort_keys=True).encode())
     return data.DataSet(str(source), forget_rows, retain_rows, sets, holdout, digest.hexdigest())
 
@@ -76,7 +77,7 @@ def wmdp(source, forget):
     there = [WMDP[source]] if source in WMDP else [
         domain for domain in WMDP.values() if files(source, f"{domain}-forget-corpus", "train")]
     if not there:
-        raise UserError(f"--data={source} has no forget corpus: bio- or cyber-forget-corpus/train-00000-of-00001.parquet, or .jsonl")
+        raise UserError(f"--data={source} has no cyber-forget-corpus/train-00000-of-00001.parquet (or .jsonl), nor that of bio")
     domain = there[0] if forget == "forget" and len(there) == 1 else forget
     if domain not in there:
         raise UserError(f"--forget={forget}: --data={source} holds {' and '.join(there)}; say --forget={there[0]}")
@@ -104,8 +105,16 @@ def passages(source, config, split, columns=("text",)):
 
 
 def questions(source, config, split):
-    return [data.complete({key: row[key] for key in ("question", "answer")}, f"{config}/{split}/{n}", where)
-            for n, (where, row) in enumerate(read(source, config, split, ("question", "answer")), 1)]
+    """Questions -> rows. MUSE has no wrong answers to hold the right ones against: the next five others of the split serve as such."""
+    rows = read(source, config, split, ("question", "answer"))
+    answers, done = [row["answer"] for _, row in rows], []
+    for n, (where, row) in enumerate(rows, 1):
+        others = [answer for answer in dict.fromkeys(answers[n:] + answers[:n]) if answer != row["answer"]]
+        if not others:
+            raise UserError(f"{where}: column answer is the same in all rows; other answers are needed to hold it against")
+        row = {"question": row["question"], "answer": row["answer"], "perturbed_answer": others[:5]}
+        done.append(data.complete(row, f"{config}/{split}/{n}", where))
+    return done
 
 
 def choices(source, config, split):

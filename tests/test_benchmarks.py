@@ -25,7 +25,8 @@ MUSE = {"raw/forget": [{"text": words(2 * PASSAGE_WORDS, "f")}, {"text": "A shor
         "sust/forget_4": [{"text": "sust four"}],
         "knowmem/forget_qa": [{"question": "Who?", "answer": "Ada."}, {"question": "When?", "answer": "1984"}],
         "knowmem/forget_qa_icl": [{"question": "Not this?", "answer": "No."}],
-        "knowmem/retain_qa": [{"question": "Where?", "answer": "In Lima."}],
+        "knowmem/retain_qa": [{"question": f"Where is {n}?", "answer": f"In {n}."} for n in "ABCDEFG"] +
+                             [{"question": "Where is a?", "answer": "In A."}],
         "verbmem/forget": [{"prompt": words(100, "p"), "gt": words(20, "g")}],
         "privleak/retain": [{"text": "privleak retain"}], "privleak/holdout": [{"text": words(PASSAGE_WORDS + 1, "h")}]}
 WMDP = {"cyber-forget-corpus/train": [{"text": words(PASSAGE_WORDS + 2, "f")}, {"text": "\n"}],
@@ -64,9 +65,10 @@ def test_muse_in_every_form(tmp_path, form):
     assert [row["id"] for row in loaded.forget] == ["raw/forget/1:1", "raw/forget/1:2", "raw/forget/2:1"]
     assert [row["author"] for row in loaded.forget] == ["raw/forget/1", "raw/forget/1", "raw/forget/2"]
     assert {row["question"] for row in loaded.forget + loaded.retain + loaded.holdout} == {""}
-    asked = [(row["id"], row["question"], row["answer"]) for row in loaded.sets["forget"] + loaded.sets["retain"]]
-    assert asked == [("knowmem/forget_qa/1", "Who?", "Ada."), ("knowmem/forget_qa/2", "When?", "1984"),
-                     ("knowmem/retain_qa/1", "Where?", "In Lima.")]
+    asked = [(row["id"], row["question"], row["answer"], row["perturbed_answer"]) for row in loaded.sets["forget"]]
+    assert asked == [("knowmem/forget_qa/1", "Who?", "Ada.", ["1984"]), ("knowmem/forget_qa/2", "When?", "1984", ["Ada."])]
+    wrong = [(row["answer"], row["perturbed_answer"]) for row in loaded.sets["retain"]]
+    assert wrong[0] == ("In A.", [f"In {n}." for n in "BCDEF"]) and wrong[4] == ("In E.", [f"In {n}." for n in "FGABC"])
     assert texts(loaded.sets["forget_text"]) == [f"{words(100, 'p')} {words(20, 'g')}"]
     assert texts(loaded.sets["retain_text"]) == ["privleak retain"]
     assert [len(text.split()) for text in texts(loaded.holdout)] == [76, 75]
@@ -76,7 +78,8 @@ def test_muse_in_every_form(tmp_path, form):
 @pytest.mark.parametrize("form", ["parquet", "own", "jsonl"])
 def test_wmdp_in_every_form(tmp_path, form):
     loaded = benchmarks.load(write(tmp_path, WMDP, form))
-    assert list(loaded.sets) == ["forget", "retain"] and loaded.holdout == []
+    assert list(loaded.sets) == ["forget", "retain", "forget_text", "retain_text"] and loaded.holdout == []
+    assert loaded.sets["forget_text"] == loaded.forget and loaded.sets["retain_text"] == loaded.retain
     assert [len(text.split()) for text in texts(loaded.forget)] == [76, 76]
     assert texts(loaded.retain) == ["int main() {\n  return 0;\n}"]
     first, second = loaded.sets["forget"]
@@ -90,7 +93,7 @@ def test_all_forms_are_one_data_set_and_what_is_trained_on_makes_the_hash(tmp_pa
     digests = {benchmarks.load(write(tmp_path / form, MUSE, form)).sha256 for form in ("parquet", "own", "jsonl")}
     for changed in ("raw/forget", "raw/retain1"):
         digests.add(benchmarks.load(write(tmp_path / changed, MUSE | {changed: [{"text": "Other."}]})).sha256)
-    digests.add(benchmarks.load(write(tmp_path / "asked", MUSE | {"knowmem/forget_qa": [{"question": "a", "answer": "b"}]})).sha256)
+    digests.add(benchmarks.load(write(tmp_path / "asked", MUSE | {"privleak/retain": [{"text": "Other."}]})).sha256)
     assert len(digests) == 3
 
 
@@ -162,7 +165,9 @@ def test_letters():
     (MUSE, "raw/retain1", [{"text": "A short one."}], r"passages to retain that are to be forgotten as well \(1 of 1 rows\)"),
     (MUSE, "verbmem/forget", [{"prompt": "a", "text": "b"}], r"verbmem/forget.json, row 1: no column gt, but prompt, text"),
     (MUSE, "knowmem/retain_qa", [{"question": "Who?"}], r"knowmem/retain_qa.json, row 1: no column answer, but question"),
-    (MUSE, "knowmem/retain_qa", [{"question": "Who?", "answer": 3}], r"retain_qa.json, row 1: key answer"),
+    (MUSE, "knowmem/retain_qa", [{"question": "Who?", "answer": 3}, {"question": "Who?", "answer": "Ada."}],
+     r"retain_qa.json, row 1: key answer"),
+    (MUSE, "knowmem/retain_qa", [{"question": "Who?", "answer": "Ada."}], r"row 1: column answer is the same in all rows"),
     (MUSE, "knowmem/forget_qa", [["Who?", "Ada."]], r"row 1: an object with question, answer is needed, this is list"),
     (WMDP, "wmdp-cyber/test", [option_row(0), option_row(1, choices=["a", "b", "a", "c"])],
      r"cyber_questions.json, row 2: equal options in column choices \(1 of 2 rows\)"),
@@ -170,7 +175,7 @@ def test_letters():
     (WMDP, "wmdp-cyber/test", [option_row(0, choices=["a", "b", "c", 1])], r"row 1: column choices is not a list of four texts"),
     (WMDP, "wmdp-cyber/test", [option_row(0, choices="abcd")], r"row 1: column choices is not a list of four texts"),
     (WMDP, "wmdp-cyber/test", [option_row(0, answer=4)], r"cyber_questions.json, row 1: .*answer"),
-    (WMDP, "wmdp-cyber/test", [option_row(0, answer="A")], r"cyber_questions.json, row 1: .*answer"),
+    (WMDP, "wmdp-cyber/test", [option_row(0, answer="north")], r"cyber_questions.json, row 1: .*answer"),
     (WMDP, "all/test", [{"question": "Which?", "answer": 0}], r"all/test.json, row 1: no column choices, but question, answer")])
 def test_wrong_rows_are_named_by_file_row_and_column(tmp_path, splits, name, rows, message):
     with pytest.raises(ValueError, match=message):
@@ -199,7 +204,7 @@ def test_every_missing_file_is_named(tmp_path, splits, missing):
     config, split = missing.split("/")
     left = {name: rows for name, rows in splits.items() if name != missing}
     named = f"has no {config}/{split}-00000-of-00001.parquet, nor {config}/{split}.json" if "forget-corpus" not in missing else \
-        "has no forget corpus: bio- or cyber-forget-corpus/train"
+        "has no cyber-forget-corpus/train-00000-of-00001.parquet"
     with pytest.raises(ValueError, match=named):
         benchmarks.load(write(tmp_path, left))
 
