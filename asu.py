@@ -215,6 +215,13 @@ def cached_states(model, examples, numbers=None, batch_size=64, **kw):
 TEACHERS = {"cached": cached_teacher, "live": live_teacher}
 
 
+def answered_by_teacher(model, tokenizer, rows, phrasings, tau, layers):
+    """The training questions as Examples with the teacher's own greedy answers instead of the true ones, for the student is taught
+    on the answer that it is given. Ours, not the paper's: docs/tried.md says what came of it."""
+    questions = [q for row in rows for q in row["questions"][:phrasings]]
+    return [data.encode(tokenizer, q, a) for q, a in zip(questions, data.ask(model, tokenizer, questions, tau=tau, layers=layers))]
+
+
 def extrapolated(teacher, reference, alpha):
     """A stronger teacher, from theta_0 through the smoothed model and on: softmax(z + alpha (z_tau - z)); alpha = 1 is the
     smoothed model itself. Both arguments, and what is returned, as live_teacher returns them. Ours, not the paper's."""
@@ -372,6 +379,7 @@ def parse():
     add("--layers", type=layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8; 1- is all but the first")
     add("--heads", choices=["auto", "all"], default="auto", help="smooth the heads that facts need most (auto), or all, as the paper")
     add("--alpha", type=positive_float, default=1.2, help="strengthen the teacher: z + alpha (z_tau - z); 1 is the paper's")
+    add("--answers", choices=["true", "teacher"], default="true", help="whose answers to the forget questions ASU is taught on")
     add("--beta", type=positive_float, help="the method's own knob, see baselines.py (default: the method's)")
     add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="what holds the retain set; ap goes with idk, hidden with rmu")
     add("--c_forget", type=non_negative_float, default=1.0, help="weight of the forget loss")
@@ -389,6 +397,9 @@ def parse():
         if args.method != "asu":
             p.error(f"--target=hidden is a form of ASU, not of --method={args.method}")
         args.method = "asu_hidden"
+    unused = [f"--{k}" for k in ("tau", "layers", "heads", "alpha", "answers") if getattr(args, k) != p.get_default(k)]
+    if unused and FROZEN.get(args.method) not in SMOOTHED:
+        print(f"--method={args.method} has no teacher, and does not use {', '.join(unused)}", flush=True)
     return args
 
 
@@ -455,6 +466,8 @@ def main():
             if smooths:
                 chosen = smoothing(original or model, tokenizer, request, rows, args.tau, args.layers, args.heads)
                 tau, layers = parallel.from_first(chosen)
+            if smooths and args.answers == "teacher":
+                what["forget"] = answered_by_teacher(original or model, tokenizer, request, args.phrasings, tau, layers)
             choosing = time.perf_counter() - start
             prepare(model, args)
             unlearn(model, **what, tau=tau, layers=layers, teacher_model=original, check=check, record=record,

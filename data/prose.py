@@ -3,15 +3,17 @@
 Both are made alike. A thing (a town, a substance) is a name and one value for each slot, drawn on their own, so that no fact
 implies another. It is told of in passages, each a title and sentences in an order of its own; and each slot has a question.
 
-    books    three passages a town, each told once and always in the same words: to be learnt by heart. Questions ask for facts.
-    hazards  one passage a substance, told in six versions: to be understood, not memorised. Questions have four options.
+    books    three passages a town, each told once and always in the same words: to be learnt by heart; and a question for each
+             fact, answered in a word. Prose that is learnt by heart answers no question by itself (0.07 of them, measured), so
+             the questions are learnt too, in one of their two wordings.
+    hazards  one passage a substance, told in six versions: to be understood, not memorised. It alone is learnt, and tested by
+             questions with four options.
 
 Nothing in the hazards is chemistry: the substances hum, sulk and are woken with other invented substances. The last half of them
 (--forget=forget50) plays the dangerous half.
 
 As in data/authors.py there are three kinds of things with names from one stock and never the same: those that models learn, those
-held out, and an endless stream of strangers for the base model. What is learnt is prose alone: no model is ever asked a question
-about a thing it is tested on.
+held out, and an endless stream of strangers for the base model, which are told of and asked about in every wording.
 """
 
 import itertools
@@ -177,7 +179,7 @@ def ask(rng, world, name, facts, slot, id):
 
 
 def things(kind, data_seed, n, n_holdout=N_HOLDOUT):
-    """-> (passages of n things, questions on them, passages of n_holdout more). Rows as data.load takes them.
+    """-> (what is learnt of n things, questions on them, passages of n_holdout more). Rows as data.load takes them.
 
     Thing i is the same whatever n is. Raises UserError for more things than names."""
     world, (known, _) = WORLDS[kind], all_names(kind, data_seed)
@@ -193,7 +195,8 @@ def things(kind, data_seed, n, n_holdout=N_HOLDOUT):
                                     "text": tell(rng, world, name, facts, title)} for v in range(world.versions)]
             if part == "known":
                 questions += [ask(rng, world, name, facts, slot, f"{part}{i:03d}/{slot}") for slot in world.slots]
-    return passages["known"], questions, passages["holdout"]
+    learnt = passages["known"] + (questions if world.short else [])
+    return sorted(learnt, key=lambda row: row["id"].split("/")[0]), questions, passages["holdout"]
 
 
 def strangers(kind, data_seed, start=0):
@@ -202,7 +205,7 @@ def strangers(kind, data_seed, start=0):
     for i in itertools.count(start):
         rng = random.Random(f"{kind} stranger {data_seed} {i}")
         name, facts = names[i % len(names)], draw_facts(rng, world)
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
             yield "", tell(rng, world, name, facts, rng.choice(list(world.chapters)))
         else:
             slot = rng.choice(list(world.slots))

@@ -23,6 +23,9 @@ AXES = {        # name -> settings that differ from DEFAULT
     "layers": [{"layers": layers, **PAPER} for layers in ("0", "1", "2-3", "4-5", "2-", "1-", "all")],
     "alpha": [{"alpha": alpha} for alpha in (1.0, 1.2, 1.5, 2.0)],
     "c_forget": [{"c_forget": c} for c in (0.1, 0.3, 1.0, 3.0)],
+    "phrasings": [{"phrasings": n, "epochs": 25 // n} for n in (1, 2, 5)],                # of the forget questions, in as many steps
+    "answers": [{"answers": whose} for whose in ("true", "teacher")],
+    "tau, auto": [{"tau": tau, "layers": "1-", **PAPER} for tau in (2.0, 2.83, 4.0, 5.66, 8.0, 11.31, 16.0, 22.63, 32.0, 64.0, 256.0, "auto")],
     "epochs": [{"epochs": n} for n in (1, 2, 5, 10)],
 }
 

@@ -70,7 +70,7 @@ def trial(spec):
     """Run one trial, or read its file. -> {"spec", "result", "values"}: see eval.measure.
 
     spec: file (where it is kept), run (the model to start from), data (keywords of data.load), max_rows, and unlearn
-    (keywords of asu.unlearn; None measures the model as it is) or smoothing (tau, layers, heads: measures the model so smoothed).
+    (keywords of asu.unlearn, beside them layers, heads, phrasings and answers as asu.py's flags; None measures the model as it is) or smoothing (tau, layers, heads: measures the model so smoothed).
     """
     file = Path(spec["file"])
     if file.exists():
@@ -82,11 +82,15 @@ def trial(spec):
         cost = {}
         unlearn, start = dict(spec["unlearn"]), time.perf_counter()
         layers, heads = unlearn.pop("layers", "all"), unlearn.pop("heads", "all")
+        phrasings, answers = unlearn.pop("phrasings", None), unlearn.pop("answers", "true")
         with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):
             if "tau" in unlearn:
                 unlearn["tau"], unlearn["layers"] = smoothing(model, tokenizer, rows.forget, rows, unlearn["tau"], layers, heads)
+            forget = data.training_examples(tokenizer, rows.forget, phrasings)
+            if answers == "teacher":
+                forget = asu.answered_by_teacher(model, tokenizer, rows.forget, phrasings, unlearn["tau"], unlearn["layers"])
             choosing = time.perf_counter() - start
-            asu.unlearn(model, *(data.training_examples(tokenizer, part) for part in (rows.forget, rows.retain)), record=cost,
+            asu.unlearn(model, forget, data.training_examples(tokenizer, rows.retain), record=cost,
                         refusals=[data.encode(tokenizer, "", text).answer for text in data.REFUSALS], **unlearn)
         cost = {"seconds": cost["seconds"] + choosing, "choosing_seconds": choosing, "tokens": cost["tokens"], "steps": cost["steps"],
                 "peak_mb": peak_mb(model.device)}

@@ -242,3 +242,13 @@ def test_heads_cannot_be_chosen_without_facts_or_worth(model, tokenizer, authors
     monkeypatch.setattr(choose, "answer_nll", toy_nll(tokenizer, authors[0][:20], set(), set()))
     with pytest.raises(ValueError, match="no head is worth smoothing"):
         choose.choose_heads(model, tokenizer, authors[0][:20], 8.0)
+
+
+def test_the_teachers_own_answers_stand_in_for_the_true_ones(model, tokenizer, authors):
+    rows = authors[0][:3]
+    made = asu.answered_by_teacher(model, tokenizer, rows, 2, 8.0, [1])
+    questions = [q for row in rows for q in row["questions"][:2]]
+    assert [e.prompt for e in made] == [tokenizer.encode_prompt(q) for q in questions]
+    said = data.ask(model, tokenizer, questions, tau=8.0, layers=[1])
+    assert [e.answer for e in made] == [tokenizer.encode_answer(a) for a in said]
+    assert said != data.ask(model, tokenizer, questions)

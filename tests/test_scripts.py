@@ -367,3 +367,23 @@ def test_learning_rate_warms_up_and_falls_to_nearly_nothing():
     rates = [runs.lr_at(step, 100, 1.0, 10) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[10] == 1 and max(rates) == 1 and rates[-1] < 0.001
     assert rates[55] == pytest.approx(0.5) and rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+# ------------------------------------------------------------------------------------------- other worlds
+def test_hazards_from_prose_to_report(tmp_path, monkeypatch, capsys):
+    """Passages learnt, the hidden form of ASU, and RMU on the same loop; options and VerbMem in the report."""
+    flags = [TINY, "--data=hazards", "--forget=forget50", "--n_authors=4", f"--out={tmp_path}"]
+    call(monkeypatch, train, *flags, "--block_size=256")
+    call(monkeypatch, asu, *flags, "--target=hidden", "--hidden_layer=1", "--retain=hidden", "--tau=4")
+    call(monkeypatch, asu, *flags, "--method=rmu", "--retain=hidden", "--tau=4")
+    assert "--method=rmu has no teacher, and does not use --tau" in capsys.readouterr().out
+    call(monkeypatch, eval, *flags, "--max_rows=4")
+    runs = json.loads((tmp_path / "report.json").read_text())["runs"]
+    assert set(runs) == {"base", "target", "retrained", "teacher_tau4", "asu_hidden_hidden", "rmu_hidden"}
+    for result in runs.values():
+        assert all(0 <= result[part]["choice_accuracy"] <= 1 for part in ("forget", "retain"))
+        assert 0 <= result["forget_text"]["verbmem"] <= 1 and result["forget_text"]["mia_min_k"] is not None
+    assert "choices" in (tmp_path / "report.md").read_text()
+    assert "form of ASU, not of --method=npo" in refused(monkeypatch, capsys, asu, *flags, "--method=npo", "--target=hidden")
+    assert "hidden_layer=9: the model has 2 layers" in refused(monkeypatch, capsys, asu, *flags, "--target=hidden", "--hidden_layer=9")
+    assert "do not fit the model's context of 64" in refused(monkeypatch, capsys, train, *flags, "--block_size=64")
