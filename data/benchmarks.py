@@ -40,7 +40,7 @@ FLAWED = 0.1            # the share of rows that may be left out, see without
 def found(folder):
     """"muse", "wmdp" or None: whose layout a directory is in. One with files in TOFU's naming is in neither."""
     names = {path.name for path in Path(folder).glob("*")}
-    if any(re.fullmatch(r"forget\d\d\.json", name) for name in names):
+    if any(re.fullmatch(r"forget(\d\d)?\.json", name) for name in names):
         return None
     return ("muse" if {"raw", "knowmem", "verbmem", "privleak"} & names else
             "wmdp" if {*ARCHIVED, *ARCHIVED.values()} & names else None)

@@ -234,8 +234,11 @@ def test_which_directories_are_benchmarks(tmp_path):
         with pytest.raises(ValueError, match="is neither muse-books, .* nor a directory in the layout of MUSE"):
             benchmarks.load(source)
     (other / "raw").mkdir()
-    (other / "forget10.json").touch()
-    assert benchmarks.found(other) is None                              # TOFU's naming, and some raw files beside it
+    for name in ("forget10.json", "forget.json"):                       # TOFU's naming, and some raw files beside it
+        (other / name).touch()
+        assert benchmarks.found(other) is None
+        (other / name).unlink()
+    assert benchmarks.found(other) == "muse"
 
 
 # ------------------------------------------------------------------------------------------------ the hub
