@@ -64,10 +64,11 @@ class Parser(argparse.ArgumentParser):
         add = self.add_argument
         add("--out", default="out", help="directory of all runs and reports")
         add("--seed", type=whole, default=0, help="of training: initial weights, batch order")
-        add("--data", default="authors", help="authors (generated), tofu (from the hub), or a directory of JSON Lines files")
+        add("--data", default="authors", help="authors, books, hazards (generated), tofu, muse-books, muse-news, wmdp-bio, wmdp-cyber (from "
+            "the hub), or a directory with the files of any of them")
         add("--data_seed", type=whole, default=0, help="which fictitious authors are generated")
-        add("--n_authors", type=positive_int, default=60, help="how many fictitious authors are generated")
-        add("--forget", default="forget10", help="the split to forget: forget01, forget05, forget10")
+        add("--n_authors", type=positive_int, default=60, help="how many authors, books or substances are generated")
+        add("--forget", default="forget10", help="the split to forget: forget01, forget05, forget10; of MUSE-News also scal_1, sust_1, ...")
         add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
         add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights and activations")
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from common import UserError, write_file
-from data import authors, prose
+from data import authors, benchmarks, prose
 from data.tokenizer import ANSWER, PROMPT, TEMPLATES, Tokenizer
 from data.world import world
 
@@ -56,10 +56,12 @@ def passages(rows):
 
 
 def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60):
-    """-> DataSet. data: a name in GENERATED (made into out/data), "tofu" (from the hub), or a directory.
+    """-> DataSet. data: a name in GENERATED (made into out/data), "tofu" or a name in benchmarks.NAMES (from the hub), or a directory.
 
     Raises UserError naming the file, the line and the key of anything malformed.
     """
+    if data in benchmarks.NAMES or benchmarks.found(data):
+        return benchmarks.load(data, None if forget == "forget10" else forget)
     match = re.fullmatch(r"forget(\d\d)", forget)
     if not match or not 0 < int(match[1]) < 100:
         raise UserError(f"--forget={forget} is not a split; forget10 means the last 10% of authors (forget01, forget05, ...)")
@@ -74,7 +76,7 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
         if (Path(data) / "forget.json").exists():
             forget, retain = "forget", "retain"
     else:
-        raise UserError(f"--data={data} is neither {', '.join(GENERATED)}, tofu nor a directory")
+        raise UserError(f"--data={data} is neither {', '.join((*GENERATED, 'tofu', *benchmarks.NAMES))} nor a directory")
     forget_rows, retain_rows, world_rows = read(forget), read(retain), read("world_facts_perturbed")
     for name, rows in ((forget, forget_rows), (retain, retain_rows), ("world_facts_perturbed", world_rows)):
         if not rows and (rows == [] or name != "world_facts_perturbed"):

@@ -242,7 +242,7 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(out, tmp_path, mo
     (asu, "--data_seed=7", "trained on other data"), (asu, "--forget=all", "not a split"), (asu, "@config/nix.args", "no preset file"),
     (train, "--epochs=2.5", "whole number"), (train, "--replay=-1", "at least 0"), (train, "--n_head=3", "does not divide into 3 heads"),
     (train, "--block_size=8", "do not fit the model's context of 8"), (train, "--vocab_size=100", "at least 257"),
-    (train, "--data=nowhere", "neither authors, books, hazards, tofu nor a directory"), (eval, "--runs=nix", "no run nix"),
+    (train, "--data=nowhere", "is neither authors, books, hazards, tofu, muse-books, muse-news, wmdp-bio, wmdp-cyber nor a directory"), (eval, "--runs=nix", "no run nix"),
     (eval, "--forget=forget20", "not forget20"), (sample, "--question=", "--question is empty"),
     (sample, "--question=" + "why " * 200, "model's context of 128")])
 def test_bad_flags_get_one_line(out, monkeypatch, capsys, script, flag, message):
