@@ -223,26 +223,34 @@ def answered_by_teacher(model, tokenizer, rows, phrasings, tau, layers):
 
 
 def extrapolated(teacher, reference, alpha):
-    """A stronger teacher, from theta_0 through the smoothed model and on: softmax(z + alpha (z_tau - z)); alpha = 1 is the
-    smoothed model itself. Both arguments, and what is returned, as live_teacher returns them. Ours, not the paper's."""
-    def logp(numbers, batch):
+    """A stronger teacher, from theta_0 through the smoothed model and on: z + alpha (z_tau - z), of log-probabilities before a
+    softmax, or of hidden states; alpha = 1 is the smoothed model itself. Both arguments, and what is returned, are functions as
+    cached_teacher and cached_states return them. Ours, not the paper's."""
+    def beyond(numbers, batch):
         z = reference(numbers, batch)
-        return (z + alpha * (teacher(numbers, batch) - z)).log_softmax(-1)
-    return logp
+        return z + alpha * (teacher(numbers, batch) - z)
+    return beyond
 
 
 def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers, alpha=1.0, head=None, hidden_layer=None):
     """What a loss asks of theta_0 about the examples that will be drawn, by name, see Answers."""
     kind = FROZEN.get(loss)
     if kind in ("hidden", "teacher_hidden"):
-        return {kind: cached_states(model, examples, drawn, n_layers=hidden_layer,
-                                    **({"tau": tau, "layers": layers} if kind in SMOOTHED else {}))}
+        kept = {"numbers": drawn, "n_layers": hidden_layer}
+        reference = cached_states(model, examples, **kept) if kind == "hidden" or alpha != 1 else None
+        if kind == "hidden":
+            return {kind: reference}
+        smoothed = cached_states(model, examples, tau=tau, layers=layers, **kept)
+        return {kind: smoothed if alpha == 1 else extrapolated(smoothed, reference, alpha)}
     only = {"numbers": drawn, "head": head} if teacher == "cached" else {}
     if kind == "reference" or kind == "teacher" and alpha != 1:
         reference = TEACHERS[teacher](model, examples, **only)
     if kind == "teacher":
         smoothed = TEACHERS[teacher](model, examples, tau, layers, **only)
-        return {kind: smoothed if alpha == 1 else extrapolated(smoothed, reference, alpha)}
+        if alpha == 1:
+            return {kind: smoothed}
+        beyond = extrapolated(smoothed, reference, alpha)
+        return {kind: lambda numbers, batch: beyond(numbers, batch).log_softmax(-1)}
     return {kind: reference} if kind else {}
 
 
@@ -252,7 +260,8 @@ def theta_0_bytes(config, device, dtype, what, weights):
     total, head = 0, 0
     for loss, examples in drawn.items():
         kind = FROZEN.get(loss)
-        models = {"teacher": 1 + (what["alpha"] != 1), "reference": 1 + refuses(loss), "hidden": 1, "teacher_hidden": 1}.get(kind, 0)
+        beyond = what["alpha"] != 1
+        models = {"teacher": 1 + beyond, "teacher_hidden": 1 + beyond, "reference": 1 + refuses(loss), "hidden": 1}.get(kind, 0)
         if what["teacher"] == "live" and kind in ("teacher", "reference"):
             total += models * weights
         elif models:

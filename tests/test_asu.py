@@ -194,7 +194,14 @@ def test_extrapolation_goes_through_the_smoothed_model_and_on():
     assert torch.allclose(at(1.0), teacher, atol=1e-6) and torch.allclose(at(0.0), reference, atol=1e-6)
     odds = lambda x: x[0, 0, 3] - x[0, 0, 5]
     assert odds(at(2.0)) == pytest.approx((2 * odds(teacher) - odds(reference)).item(), abs=1e-5)
-    assert torch.allclose(at(2.0).exp().sum(-1), torch.ones(2, 3))
+
+
+def test_the_hidden_states_of_a_stronger_teacher_lie_beyond_the_smoothed_models(model, examples):
+    kept = {"numbers": {0, 1}, "n_layers": 1}
+    plain, smoothed = asu.cached_states(model, examples, **kept), asu.cached_states(model, examples, tau=4.0, **kept)
+    made = asu.theta_0_outputs("asu_hidden", model, examples, {0, 1}, "cached", 4.0, None, alpha=2.0, hidden_layer=1)["teacher_hidden"]
+    batch = data.collate(examples[:2])
+    assert torch.equal(made([0, 1], batch), 2 * smoothed([0, 1], batch) - plain([0, 1], batch))
 
 
 @pytest.mark.parametrize("teacher", ["cached", "live"])
