@@ -62,6 +62,11 @@ def table(runs, columns):
     for name, result in runs.items():
         flag = " (over-unlearned)" if result["aggregate"].get("over_unlearned") else ""
         lines.append([name + flag, *(cell(result.get(part, {}).get(key)) for _, part, key in columns)])
+    return markdown(lines)
+
+
+def markdown(lines):
+    """Lists of cells, the headings first -> a Markdown table, padded."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     lines = ["| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))) + " |"
              for line in lines]

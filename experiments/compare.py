@@ -22,7 +22,7 @@ import scipy.stats
 
 from common import Parser, UserError, check_writable, positive_int, run, whole, write_file
 from experiments.trials import draws, gaps, run_trials, spec_of, trial_flags
-from report import plot_frontiers
+from report import markdown, plot_frontiers
 
 LR, C_FORGET = (1e-4, 3e-3), (0.1, 3.0)
 METHODS = {     # name -> settings of asu.unlearn, its knob and the knob's range
@@ -192,8 +192,7 @@ def table(report, reference):
                       *([f"{cost['seconds']:.0f}", f"{cost['peak_mb']:.0f}", f"{cost['ms_per_step'] / base:.2f}x"] if cost
                         else [f"{results[0]['cost']['seconds']:.0f}" if row in ("target", "retrained") else "-", "-", "-"]),
                       PAPER.get(row, "") if report["settings"]["forget"] == "forget10" else ""])
-    lines = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([lines[0], "|" + "---|" * lines[0].count(" | ") + "---|", *lines[1:]]) + "\n\n" + \
+    return markdown(lines) + "\n\n" + \
         f"Forget quality (FQ) is of n = {report['rows']['target'][0]['aggregate']['forget_quality_n']} questions.\n\n" \
         "Chosen on the development draw:\n\n" + "\n".join(f"- {m}: " + ", ".join(f"{k} {v}" for k, v in s.items() if k in ("lr", "c_forget", "tau", "layers", "alpha", "beta"))
                                                          for m, s in report["chosen"].items()) + "\n"

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 import common
-from experiments import ablate, compare, continual, trials
+from experiments import ablate, compare, continual, trials, worlds
 
 FLAGS = ["--train_flags=@config/tiny.args", "--n_authors=20", "--max_rows=20", "--jobs=1"]
 
@@ -120,3 +120,26 @@ def test_bad_flags_get_one_line(tmp_path, monkeypatch, capsys, out, module, flag
         call(monkeypatch, module, where, flag, *(["--n_authors=20"] if flag.startswith("--tasks") else []))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and message in error
+
+
+def test_worlds_runs_a_scenario_on_several_draws(tmp_path, monkeypatch, capsys):
+    """Each method on each draw from the preset, and the table: mean and deviation of what the reports say."""
+    monkeypatch.setitem(worlds.METHODS, "hazards", {m: worlds.METHODS["hazards"][m] for m in ("ASU, hidden state", "RMU")})
+    (tmp_path / "more.args").write_text("train.py --n_layer=4\n--n_authors=4\neval.py --max_rows=4\n")
+    flags = ["worlds", "--scenario=hazards", "--seeds=2", f"--flags=@config/tiny.args @{tmp_path}/more.args", f"--out={tmp_path}"]
+    monkeypatch.setattr("sys.argv", flags)
+    worlds.main()
+    found = json.loads((tmp_path / "worlds/hazards.json").read_text())
+    assert len(found) == 2 and list(found[0]) == ["before", "retrained", "ASU, hidden state", "RMU"]
+    for seed, results in enumerate(found, 1):
+        report = json.loads((tmp_path / f"worlds/hazards/seed{seed}/report.json").read_text())
+        assert results["retrained"] == report["runs"]["retrained"] and results["RMU"] == report["runs"]["m1"]
+        assert report["runs"]["m1"]["aggregate"]["gap_to_retrain"] is not None
+    values = [r["before"]["forget"]["choice_accuracy"] for r in found]
+    assert compare.mean_sd(values) in (tmp_path / "worlds/hazards.md").read_text()
+
+
+def test_worlds_refuses_a_model_without_capitals(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["worlds", "--scenario=capitals", f"--out={tmp_path}"])
+    with pytest.raises(ValueError, match="--run goes with --scenario=capitals"):
+        worlds.main()
