@@ -473,7 +473,8 @@ def main():
         record, tau, layers, start = {}, None, None, time.perf_counter()
         with plan.explained(memory, args, device):
             if smooths:
-                chosen = smoothing(original or model, tokenizer, request, rows, args.tau, args.layers, args.heads)
+                learnt = [row | {key: row[key][:args.phrasings] for key in ("questions", "answers")} for row in request]
+                chosen = smoothing(original or model, tokenizer, learnt, rows, args.tau, args.layers, args.heads)
                 tau, layers = parallel.from_first(chosen)
             if smooths and args.answers == "teacher":
                 what["forget"] = answered_by_teacher(original or model, tokenizer, request, args.phrasings, tau, layers)

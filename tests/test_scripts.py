@@ -387,3 +387,10 @@ def test_hazards_from_prose_to_report(tmp_path, monkeypatch, capsys):
     assert "form of ASU, not of --method=npo" in refused(monkeypatch, capsys, asu, *flags, "--method=npo", "--target=hidden")
     assert "hidden_layer=9: the model has 2 layers" in refused(monkeypatch, capsys, asu, *flags, "--target=hidden", "--hidden_layer=9")
     assert "do not fit the model's context of 64" in refused(monkeypatch, capsys, train, *flags, "--block_size=64")
+
+
+def test_heads_are_chosen_by_the_phrasings_that_were_taught(out, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(asu, "smoothing", lambda model, tokenizer, forget, *_: seen.extend(forget) or (4.0, None))
+    call(monkeypatch, asu, TINY, f"--run={out / 'target'}", f"--out={tmp_path}", "--phrasings=2", "--epochs=1")
+    assert len(seen) == 40 and all(len(row["questions"]) == len(row["answers"]) == 2 for row in seen)
