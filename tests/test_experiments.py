@@ -73,7 +73,7 @@ def test_the_comparison_end_to_end(done):
     assert report["differences"]["NPO_GD"][0] == pytest.approx(difference)
     assert all(c["ms_per_step"] > 0 and c["peak_mb"] > 50 for c in report["costs"].values())
     text = (done / "compare/compare_forget10.md").read_text()
-    assert "| NPO_GD |" in text and "- ASU_GD: " in text
+    assert "| NPO_GD " in text and "- ASU_GD: " in text
     assert (done / "compare/compare_forget10.png").read_bytes().startswith(b"\x89PNG")
 
 
