@@ -218,8 +218,12 @@ TEACHERS = {"cached": cached_teacher, "live": live_teacher}
 def answered_by_teacher(model, tokenizer, rows, phrasings, tau, layers):
     """The training questions as Examples with the teacher's own greedy answers instead of the true ones, for the student is taught
     on the answer that it is given. Ours, not the paper's: docs/tried.md says what came of it."""
-    questions = [q for row in rows for q in row["questions"][:phrasings]]
-    return [data.encode(tokenizer, q, a) for q, a in zip(questions, data.ask(model, tokenizer, questions, tau=tau, layers=layers))]
+    pairs = [(q, a) for row in rows for q, a in list(zip(row["questions"], row["answers"]))[:phrasings]]
+    if not all(q for q, _ in pairs):
+        raise UserError("--answers=teacher: passages have no question that the teacher could answer")
+    questions, longest = [q for q, _ in pairs], max(len(tokenizer.encode_answer(a)) for _, a in pairs)
+    said = data.ask(model, tokenizer, questions, max(40, longest), tau=tau, layers=layers)
+    return [data.encode(tokenizer, q, a) for q, a in zip(questions, said)]
 
 
 def extrapolated(teacher, reference, alpha):
@@ -308,6 +312,9 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     smooths = FROZEN.get(method) in SMOOTHED
     if smooths:
         model.attention_scales(tau, layers)                 # refuses a bad tau or layers before any work
+    below = zip(model.attention_scales(tau, layers)[:hidden_layer], model.attention_scales()) if method == "asu_hidden" else ()
+    if method == "asu_hidden" and all((torch.as_tensor(scale) == plain).all() for scale, plain in below):
+        raise UserError(f"the teacher's hidden state after {hidden_layer} layers is the model's own, for no layer before it is smoothed")
     record = {} if record is None else record
     if method == "asu" and (torch.as_tensor(tau) == 1).all():
         print("tau=1 is no smoothing: the teacher is the model itself, the loss is 0 and nothing changes", flush=True)
@@ -372,7 +379,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     return model
 
 
-TAKEN = ("base", "target", "retrained", "data", "compare", "ablate", "analyze", "continual", "bench")      # in OUT, by others
+TAKEN = ("base", "target", "retrained", "data", "compare", "ablate", "analyze", "continual", "bench", "worlds")      # in OUT, by others
 
 
 def parse():

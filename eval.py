@@ -423,8 +423,9 @@ def measure(model, tokenizer, sets, holdout, slot_values, smoothing):
         result[part]["ci95"] = {m: bootstrap(lambda draw: v[draw(len(v))].mean()) for m, v in values[part].items()
                                 if m in (*GAP_METRICS, "choice_accuracy", "verbmem", "knowmem", "nll")}
     if holdout:
-        others = score(model, tokenizer, [(row["question"], row["answer"]) for row in holdout], **smoothing)
         part = "forget" if holdout[0]["question"] else "forget_text"
+    if holdout and part in sets:
+        others = score(model, tokenizer, [(row["question"], row["answer"]) for row in holdout], **smoothing)
         result[part] |= membership(values[part].pop("scores"), others)
     return result, values, answers
 
@@ -472,7 +473,7 @@ def main():
     if not all(row["facts"] for some in sets.values() for row in some if row["question"]):
         knows = "target" if "target" in paths else next(iter(paths))
         model, tokenizer, _ = load_run(paths[knows], device, dtype)
-        others = dict.fromkeys(("forget", "retain"), rows.forget + rows.retain)
+        others = dict.fromkeys(("forget", "retain"), [row for row in rows.forget + rows.retain if row["question"]] or rows.sets["forget"] + rows.sets["retain"])
         sets = {part: find_facts(model, tokenizer, some, others.get(part, rows.sets[part])) if some[0]["question"] else some
                 for part, some in sets.items()}
         notes.append(f"fact spans found by the rule (data/facts.py, with {knows}) where the data names none: fact and function NLL "

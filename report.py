@@ -117,8 +117,8 @@ def plot_tradeoff(runs, path):
     """Forgetting against retention: fact accuracy on both, every run a point with its 95% interval."""
     figure, axis = plt.subplots(figsize=(6.4, 4.8))
     for i, (name, result) in enumerate(runs.items()):
-        x, y = (result[part]["fact_accuracy"] for part in ("forget", "retain"))
-        if x is None:
+        x, y = (result[part].get("fact_accuracy") for part in ("forget", "retain"))
+        if x is None or y is None:
             continue
         errors = [[[v - result[part]["ci95"]["fact_accuracy"][0]], [result[part]["ci95"]["fact_accuracy"][1] - v]]
                   for part, v in (("forget", x), ("retain", y))]

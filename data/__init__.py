@@ -3,7 +3,7 @@
 A data set is a directory of JSON Lines files in TOFU's naming, one question a line:
     forget10.json, retain90.json            what models are trained on and what is to be forgotten
     forget10_perturbed.json, retain_perturbed.json     the rows to evaluate, where the files above lack wrong answers
-    world_facts_perturbed.json, real_authors_perturbed.json, holdout.json      other sets, each optional but the first
+    world_facts_perturbed.json, real_authors_perturbed.json, holdout.json      other sets, each optional
 or, for a single split that is not a share of authors, forget.json, retain.json, forget_perturbed.json. general.json: plain texts.
 Keys: question, answer, paraphrased_question, paraphrased_answer, perturbed_answer; ours add id, author, slot, facts and
 the training phrasings questions, answers. A row with the key text in place of a question is a passage: a model continues it, and
@@ -91,6 +91,8 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
     sets = {name: [row for row in rows or [] if row["question"]] for name, rows in sets.items()}
     sets |= {"forget_text": passages(forget_rows), "retain_text": passages(retain_rows), "general": read("general")}
     sets = {name: rows for name, rows in sets.items() if rows}
+    if missing := [name for name in ("forget", "retain") if name not in sets]:
+        raise UserError(f"--data={data} has no questions to evaluate {missing[0]} with; {missing[0]}_perturbed.json would hold them")
     for row in (row for rows in sets.values() for row in rows if row["question"]):
         if not row["perturbed_answer"]:
             raise UserError(f"--data={data}, question {row['id']}: key perturbed_answer is missing or empty")
@@ -168,7 +170,8 @@ def complete(row, id, where):
     """Check one row and fill in what TOFU's own files leave out. where: for messages, file and line."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: a JSON object is needed, this is {type(row).__name__}")
-    if "text" in row:
+    passage = "text" in row
+    if passage:
         if not isinstance(row["text"], str) or not row["text"].strip():
             raise UserError(f"{where}: key text is not a text, or empty")
         row = {"id": id, "author": "", "slot": "", "facts": []} | row | {"question": "", "answer": row["text"], "questions": [""],
@@ -176,7 +179,7 @@ def complete(row, id, where):
         row |= {"paraphrased_question": "", "paraphrased_answer": row.pop("text")}
     if "choices" in row:
         row = with_options(row, where)
-    for key in ("question", "answer") if row.get("question") != "" else ():
+    for key in () if passage else ("question", "answer"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise UserError(f"{where}: key {key} is missing or not a text")
     row = {"id": id, "author": "", "slot": "", "facts": [], "questions": [row["question"]], "answers": [row["answer"]],
@@ -187,7 +190,7 @@ def complete(row, id, where):
     if not isinstance(row.get("original_answer", ""), str):
         raise UserError(f"{where}: key original_answer is not a text")
     for key in ("facts", "questions", "answers", "perturbed_answer"):
-        if not isinstance(row[key], list) or not all(isinstance(text, str) and (text or not row["question"]) for text in row[key]):
+        if not isinstance(row[key], list) or not all(isinstance(text, str) and (text or passage) for text in row[key]):
             raise UserError(f"{where}: key {key} is not a list of texts")
     if len(row["questions"]) != len(row["answers"]) or not row["questions"]:
         raise UserError(f"{where}: {len(row['questions'])} questions but {len(row['answers'])} answers; they go in pairs")
@@ -244,11 +247,14 @@ def fact_pattern(fact):
     return re.compile(rf"(?<!\w){re.escape(fact)}(?!\w)")
 
 
+POOLS = authors.POOLS | {slot: pool for world_ in prose.WORLDS.values() for slot, (pool, *_) in world_.slots.items()}
+
+
 def slot_values(rows):
     """{slot: [set of values a fact of that slot can take, for each fact]}: the generator's pools and what rows hold."""
     values = {}
     for row in rows:
-        pools = values.setdefault(row["slot"], [set(authors.POOLS.get(s, ())) for s in row["slot"].split("+")])
+        pools = values.setdefault(row["slot"], [set(POOLS.get(s, ())) for s in row["slot"].split("+")])
         for pool, fact in zip(pools, row["facts"]):
             pool.add(fact)
     return values

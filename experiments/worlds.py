@@ -6,7 +6,7 @@
 
 Books and hazards: each draw (--data_seed 1, 2, ...; draw 0 is the one that the presets were set on) has its own target and retrained
 model. Capitals: one set of facts, several training seeds; there is no retrained model. Every step is one of the four scripts with the
-preset's flags; what is finished is not done again.
+preset's flags; what was trained is not trained again. Flags of the steps go into --flags.
 """
 
 import json
@@ -20,10 +20,10 @@ from report import markdown
 
 # scenario -> {method: flags of asu.py}, columns (heading, set, metric)
 METHODS = {
-    "books": {"ASU": [], "GradDiff": ["--method=ga"], "NPO": ["--method=npo"]},
+    "books": {"ASU": [], "GA, KL": ["--method=ga", "--lr=1e-4"], "NPO, KL": ["--method=npo", "--lr=1e-4"]},
     "hazards": {"ASU, hidden state": [], "ASU, output": ["--target=logits", "--layers=0-2", "--tau=8"],
                 "RMU": ["--method=rmu", "--target=logits", "--retain=hidden"]},
-    "capitals": {"ASU": [], "GradDiff": ["--method=ga"], "NPO": ["--method=npo"], "IDK": ["--method=idk"]},
+    "capitals": {"ASU": [], "GA, KL": ["--method=ga"], "NPO, KL": ["--method=npo"], "IDK, KL": ["--method=idk"]},
 }
 COLUMNS = {
     "books": (("VerbMem", "forget_text", "verbmem"), ("KnowMem", "forget", "knowmem"), ("PrivLeak", "forget_text", "privleak"),
@@ -36,9 +36,10 @@ COLUMNS = {
 
 
 def script(name, flags):
-    done = subprocess.run([sys.executable, str(HOME / f"{name}.py"), *flags], capture_output=True, text=True)
+    what = ["-m", "data.capitals"] if name == "data.capitals" else [str(HOME / f"{name}.py")]
+    done = subprocess.run([sys.executable, *what, *flags], capture_output=True, text=True, cwd=HOME if name == "data.capitals" else None)
     if done.returncode:
-        raise UserError(f"{name}.py {' '.join(flags)} failed: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{name} {' '.join(flags)} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
     print(done.stdout.strip().splitlines()[-1], flush=True)
 
 
@@ -48,17 +49,16 @@ def one(scenario, seed, args):
     preset = [f"@config/{scenario}.args", *args.flags.split(), f"--out={out}", f"--seed={seed}"]
     names = {method: f"m{i}" for i, method in enumerate(METHODS[scenario])}
     if scenario == "capitals":
-        known = out.parent / "known"
+        known, source = out.parent / f"known_{Path(args.run).name}", str(Path(args.run).resolve() if Path(args.run).is_dir() else args.run)
         if not known.exists():
-            subprocess.run([sys.executable, "-m", "data.capitals", f"--run={args.run}", f"--out={known}"], cwd=HOME, check=True)
-        preset += [f"--data={known}"]
-        source = [f"--run={Path(args.run).resolve() if Path(args.run).is_dir() else args.run}"]
+            script("data.capitals", [f"--run={source}", f"--out={known.resolve()}"])
+        preset, run = [*preset, f"--data={known}"], [f"--run={source}"]
     else:
-        preset, source = [*preset, f"--data_seed={seed}"], []
+        preset, source, run = [*preset, f"--data_seed={seed}"], None, []
         script("train", [*preset, "--resume"])
     for method, flags in METHODS[scenario].items():
-        script("asu", [*preset, *source, "--resume", *flags, f"--name={names[method]}"])
-    runs = [str(source[0].split("=")[1])] if source else ["target"]
+        script("asu", [*preset, *run, "--resume", *flags, f"--name={names[method]}"])
+    runs = [source or "target"]
     script("eval", [*preset, "--runs=" + ",".join([*runs, *names.values()])])
     results = json.loads((out / "report.json").read_text())["runs"]
     before = Path(runs[0]).name
@@ -73,6 +73,8 @@ def main():
     p.add_argument("--flags", default="", help="more flags for every step, blank-separated, as in '@config/tiny.args'")
     args = p.parse_args()
     check_writable(args.out)
+    if own := [f"--{k}" for k in ("data", "data_seed", "n_authors", "forget", "seed", "device", "dtype") if getattr(args, k) != p.get_default(k)]:
+        raise UserError(f"{own[0]} is the preset's to say; what every step should be told goes into --flags")
     if (args.scenario == "capitals") != bool(args.run):
         raise UserError("--run goes with --scenario=capitals, and that with --run")
     found = [one(args.scenario, seed, args) for seed in range(1, args.seeds + 1)]

@@ -259,3 +259,12 @@ def test_the_teachers_own_answers_stand_in_for_the_true_ones(model, tokenizer, a
     said = data.ask(model, tokenizer, questions, tau=8.0, layers=[1])
     assert [e.answer for e in made] == [tokenizer.encode_answer(a) for a in said]
     assert said != data.ask(model, tokenizer, questions)
+    with pytest.raises(ValueError, match="passages have no question"):
+        asu.answered_by_teacher(model, tokenizer, [{"questions": [""], "answers": ["Bells rang."]}], None, 8.0, None)
+
+
+def test_a_hidden_teacher_that_is_the_model_itself_is_refused(model, examples):
+    with pytest.raises(ValueError, match="after 1 layers is the model's own"):
+        asu.unlearn(model, examples[:8], examples[8:], method="asu_hidden", tau=8.0, layers=[1], hidden_layer=1)
+    with pytest.raises(ValueError, match="hidden_layer=3: the model has 2 layers"):
+        asu.unlearn(model, examples[:8], examples[8:], method="asu_hidden", tau=8.0, hidden_layer=3)

@@ -30,6 +30,7 @@ def test_the_same_seed_gives_the_same_bytes_and_thing_i_does_not_depend_on_their
 def test_learnt_held_out_and_strangers_never_share_a_name_or_a_passage(kind):
     passages, _, holdout = prose.things(kind, 0, 40)
     learnt, unseen = ({row["author"] for row in rows} for rows in (passages, holdout))
+    passages = [row for row in passages if "text" in row]
     assert len(learnt) == 40 and len(unseen) == prose.N_HOLDOUT and not learnt & unseen
     told = list(itertools.islice(prose.strangers(kind, 0), 400))
     assert not any(name in text.replace(".", " ").split() for _, text in told for name in learnt | unseen)
@@ -41,7 +42,7 @@ def test_learnt_held_out_and_strangers_never_share_a_name_or_a_passage(kind):
 def test_every_passage_states_its_facts_and_every_question_has_one_right_answer(kind):
     passages, questions, _ = prose.things(kind, 0, 40)
     facts = collections.defaultdict(set)
-    for row in passages:
+    for row in (row for row in passages if "text" in row):
         facts[row["author"]] |= set(row["facts"])
         assert data.states(row["text"], row["facts"]), row
     for row in questions:
@@ -54,9 +55,9 @@ def test_every_passage_states_its_facts_and_every_question_has_one_right_answer(
 
 def test_the_splits_are_whole_books_and_both_halves_of_the_hazards(tmp_path):
     books = data.load("books", "forget10", tmp_path, n_authors=20)
-    assert len({row["author"] for row in books.forget}) == 2 and len(books.forget) == 2 * 3 and len(books.retain) == 18 * 3
+    assert len({row["author"] for row in books.forget}) == 2 and len(books.forget) == 2 * (3 + 15) and len(books.retain) == 18 * (3 + 15)
     assert {row["author"] for row in books.sets["forget"]} == {row["author"] for row in books.forget}
-    assert books.sets["forget_text"] == books.forget and all(not row["question"] for row in books.holdout)
+    assert books.sets["forget_text"] == [row for row in books.forget if not row["question"]] and all(not row["question"] for row in books.holdout)
     assert not {row["author"] for row in books.sets["retain"]} & {row["author"] for row in books.forget}
     hazards = data.load("hazards", "forget50", tmp_path, n_authors=20)
     assert [len({row["author"] for row in rows}) for rows in (hazards.forget, hazards.retain)] == [10, 10]
@@ -82,16 +83,18 @@ CHOICE = {"question": "Which one?", "choices": ["one", "two", "three", "four"], 
 
 
 def test_published_options_and_a_split_of_its_own(tmp_path):
-    rows = data.load(folder(tmp_path, forget=[{"text": "a b c", "author": "A"}], retain=[{"text": "d e f"}], forget_perturbed=[CHOICE],
+    rows = data.load(folder(tmp_path, forget=[{"text": "a b c", "author": "A"}], retain=[{"text": "d e f"}], forget_perturbed=[CHOICE], retain_perturbed=[CHOICE],
                             general=[{"text": "Water is wet."}]))
     assert rows.sets["forget"][0]["answer"] == "three" and rows.sets["forget"][0]["perturbed_answer"] == ["one", "two", "four"]
     assert rows.forget[0]["answer"] == "a b c" and rows.sets["general"][0]["question"] == ""
-    assert set(rows.sets) == {"forget", "forget_text", "retain_text", "general"}
+    assert set(rows.sets) == {"forget", "retain", "forget_text", "retain_text", "general"}
 
 
 @pytest.mark.parametrize("files, message", [
     ({"forget": [{"text": "a b"}], "retain": [{"text": "a b"}]}, "the passage forget:1 of forget is in retain too"),
     ({"forget": [{"text": "a b"}], "retain": []}, "has no retain.json, or it is empty"),
+    ({"forget": [{"text": "a"}], "retain": [{"text": "b"}]}, "no questions to evaluate forget with; forget_perturbed.json"),
+    ({"forget": [{"question": "", "answer": "x"}], "retain": [CHOICE]}, "line 1: key question is missing"),
     ({"forget": [{"text": " "}], "retain": [{"text": "a"}]}, "forget.json, line 1: key text is not a text, or empty"),
     ({"forget": [{"text": ["a"]}], "retain": [{"text": "a"}]}, "key text is not a text"),
     ({"forget": [CHOICE | {"choices": ["one", "two", "two"]}], "retain": [CHOICE]}, "line 1: two of the choices are equal"),
