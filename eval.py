@@ -201,6 +201,12 @@ def total(scores):
     return np.array([s["logp"].sum() for s in scores])
 
 
+def memorised(scores):
+    """-> exact memorisation (without EOS) and extraction strength of scored pairs, their means."""
+    return {"exact_memorization": float(np.mean([exact_memorization(s["argmax"][:-1], s["ids"][:-1]) for s in scores])),
+            "extraction_strength": float(np.mean([extraction_strength(s["argmax"], s["ids"]) for s in scores]))}
+
+
 def by_class(scores, rows, tokenizer, kind, key="logp"):
     """One value for all tokens of a class (data.FACT, ...) in the scored answers of rows, concatenated. Where rows name no facts,
     those found for them count, see data/facts.py."""
@@ -252,8 +258,7 @@ def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
         metrics["exact_memorization_facts"] = float(hits.mean())
         metrics["fact_rank_median"] = float(np.median(by_class(true, rows, tokenizer, data.FACT, "rank")))
     metrics |= {key: float(v.mean()) for key, v in values.items()}
-    metrics["exact_memorization"] = float(np.mean([exact_memorization(s["argmax"][:-1], s["ids"][:-1]) for s in true]))
-    metrics["extraction_strength"] = float(np.mean([extraction_strength(s["argmax"], s["ids"]) for s in true]))
+    metrics |= memorised(true)
     return metrics, {"r": r, "scores": true, **values}, answers
 
 
@@ -277,8 +282,7 @@ def evaluate_text(model, tokenizer, name, rows, batch_size=64, **smoothing):
     values = {"verbmem": np.array([rouge_l_f1(a, tokenizer.decode(some[n:])) for a, some, n in zip(answers, ids, given)]),
               "probability": np.exp(-nll(true))}
     metrics |= {key: float(v.mean()) for key, v in values.items()}
-    metrics["exact_memorization"] = float(np.mean([exact_memorization(s["argmax"][:-1], s["ids"][:-1]) for s in true]))
-    metrics["extraction_strength"] = float(np.mean([extraction_strength(s["argmax"], s["ids"]) for s in true]))
+    metrics |= memorised(true)
     return metrics, {"scores": true, **values}, answers
 
 
