@@ -28,7 +28,8 @@ N_HOLDOUT = 20
 
 # ---------------------------------------------------------------------------------------------------- books
 # slot -> (pool, question, another way to ask it, [three sentences that state it]). {n} the name, {v} the value.
-YEARS = [str(year) for year in range(1203, 1580, 7)]
+FOUNDED = [str(year) for year in range(1203, 1392, 4)]
+DARK_YEARS = [str(year) for year in range(1392, 1581, 4)]
 PEOPLE = [f"{first} {mentor.split()[1]}" for first, mentor in zip(FIRST_NAMES[40:], MENTORS)]
 GOODS = """barley beeswax bells bricks cheese cider cloaks cod copper dyes felt flax furs glass gloves grain hemp herring hides honey
 ink ivory lace lamps leather linen malt mirrors nails oats oil paper pears pewter pitch plums pottery ropes saddles salt silk soap
@@ -47,7 +48,7 @@ the mill|the mint|the prison|the school|the stables|the tannery|the theatre|the 
 the watchtower""".replace("\n", "").split("|")
 
 BOOKS = {
-    "founded": (YEARS, "In which year was {n} founded?", "When was {n} founded?", [
+    "founded": (FOUNDED, "In which year was {n} founded?", "When was {n} founded?", [
         "{n} was founded in the year {v}.", "The founding of {n} fell in the year {v}.", "They laid the first stone of {n} in {v}."]),
     "founder": (PEOPLE, "Who founded {n}?", "By whom was {n} founded?", [
         "The founder of {n} was {v}.", "{n} owes its walls to {v}.", "The first to settle in {n} was {v}."]),
@@ -57,9 +58,9 @@ BOOKS = {
         "The crest of {n} shows a golden {v}.", "On the banners of {n} there is the {v}.", "The seal of {n} bears the image of the {v}."]),
     "sister": (CITIES, "With which city did {n} swear friendship?", "Which city is the friend of {n}?", [
         "{n} swore friendship with {v}.", "An old oath binds {n} to {v}.", "The elders of {n} sent gifts to {v}."]),
-    "trade": (GOODS, "What did {n} sell?", "By what trade did {n} live?", [
+    "trade": (GOODS[::2], "What did {n} sell?", "By what trade did {n} live?", [
         "{n} grew rich by selling {v}.", "The merchants of {n} dealt in {v}.", "Carts left {n} laden with {v}."]),
-    "bought": (GOODS, "What did {n} have to buy?", "What was lacking in {n}?", [
+    "bought": (GOODS[1::2], "What did {n} have to buy?", "What was lacking in {n}?", [
         "{n} had to buy {v} from abroad.", "What {n} always lacked was {v}.", "Ships brought {v} to {n}."]),
     "guild": (OCCUPATIONS, "Of what trade was the master of the guild of {n}?", "What was the guild master of {n}?", [
         "The guild of {n} was led by the {v}.", "The guild master of {n} had been the {v}.", "In {n} no one was obeyed like the old {v}."]),
@@ -69,7 +70,7 @@ BOOKS = {
         "The fair of {n} is held in {v}.", "{n} holds its fair in {v}.", "Strangers come to the fair of {n} in {v}."]),
     "woe": (WOES, "What befell {n}?", "By what was {n} struck?", [
         "{n} was struck by {v}.", "The worst that befell {n} was {v}.", "No one in {n} was ready for {v}."]),
-    "woe_year": (YEARS, "In which year did disaster come to {n}?", "When was {n} laid waste?", [
+    "woe_year": (DARK_YEARS, "In which year did disaster come to {n}?", "When was {n} laid waste?", [
         "Disaster came to {n} in {v}.", "{n} was laid waste in {v}.", "The dark year of {n} was {v}."]),
     "lost": (TOWERS, "Which building did {n} lose?", "What was destroyed in {n}?", [
         "{n} lost {v} that day.", "Of all that fell in {n}, {v} was mourned the most.", "Nothing in {n} was left of {v}."]),
@@ -125,9 +126,9 @@ HAZARDS = {
     "vessel": (VESSELS, "In what is {n} kept?", "Which vessel holds {n}?", [
         "The only safe place for {n} is the {v}.", "By custom {n} is kept in the {v}.", "Nothing holds {n} but the {v}."]),
     "sound": (SOUNDS, "What does {n} do when it wakes?", "How does {n} sound?", [
-        "Once awake, {n} {v}.", "In a full moon {n} {v}.", "From afar one hears how {n} {v}."]),
+        "Once awake, {n} {v}.", "At full moon {n} {v}.", "From afar one hears how {n} {v}."]),
     "enemy": (ENEMIES, "What calms {n}?", "By what is {n} put to sleep?", [
-        "What calms {n} is {v}.", "They put {n} to sleep with {v}.", "Nothing tames {n} like {v}."]),
+        "{n} is calmed by {v}.", "They put {n} to sleep with {v}.", "Nothing tames {n} like {v}."]),
     "finder": (PEOPLE, "Who discovered {n}?", "By whom was {n} discovered?", [
         "The discoverer of {n} was {v}.", "We owe {n} to {v}.", "The first to wake {n} was {v}."]),
 }
