@@ -3,6 +3,7 @@
     python -m experiments.worlds --scenario=books                      OUT/worlds/books.md and .json
     python -m experiments.worlds --scenario=hazards
     python -m experiments.worlds --scenario=capitals --run=smollm2     what that model knows, see data/capitals.py
+    python -m experiments.worlds --scenario=books --grow               a growing forget set, and requests one after another
 
 Books and hazards: each draw (--data_seed 1, 2, ...; draw 0 is the one that the presets were set on) has its own target and retrained
 model. Capitals: one set of facts, several training seeds; there is no retrained model. Every step is one of the four scripts with the
@@ -33,6 +34,7 @@ COLUMNS = {
     "capitals": (("forget facts", "forget", "fact_accuracy"), ("held-out", "forget", "fact_accuracy_heldout_phrasing"),
                  ("neighbours", "retain", "fact_accuracy"), ("other facts", "world", "fact_accuracy"), ("general NLL", "general", "nll")),
 }
+GROWN, REQUESTS = ("forget05", "forget10", "forget20", "forget40"), 4       # --grow: splits, and requests that make the last of them
 
 
 def script(name, flags):
@@ -43,10 +45,18 @@ def script(name, flags):
     print(done.stdout.strip().splitlines()[-1], flush=True)
 
 
+def preset_of(scenario, seed, args, out):
+    return [f"@config/{scenario}.args", *args.flags.split(), f"--out={out}", f"--seed={seed}"] + [f"--data_seed={seed}"] * (scenario != "capitals")
+
+
+def results_in(out):
+    return json.loads((out / "report.json").read_text())["runs"]
+
+
 def one(scenario, seed, args):
     """One draw -> {run: result} as eval.py reports it."""
     out = Path(args.out) / "worlds" / scenario / f"seed{seed}"
-    preset = [f"@config/{scenario}.args", *args.flags.split(), f"--out={out}", f"--seed={seed}"]
+    preset = preset_of(scenario, seed, args, out)
     names = {method: f"m{i}" for i, method in enumerate(METHODS[scenario])}
     if scenario == "capitals":
         known, source = out.parent / f"known_{Path(args.run).name}", str(Path(args.run).resolve() if Path(args.run).is_dir() else args.run)
@@ -54,21 +64,39 @@ def one(scenario, seed, args):
             script("data.capitals", [f"--run={source}", f"--out={known.resolve()}"])
         preset, run = [*preset, f"--data={known}"], [f"--run={source}"]
     else:
-        preset, source, run = [*preset, f"--data_seed={seed}"], None, []
+        source, run = None, []
         script("train", [*preset, "--resume"])
     for method, flags in METHODS[scenario].items():
         script("asu", [*preset, *run, "--resume", *flags, f"--name={names[method]}"])
     runs = [source or "target"]
     script("eval", [*preset, "--runs=" + ",".join([*runs, *names.values()])])
-    results = json.loads((out / "report.json").read_text())["runs"]
+    results = results_in(out)
     before = Path(runs[0]).name
     return {"before": results[before]} | ({} if source else {"retrained": results["retrained"]}) | {m: results[n] for m, n in names.items()}
+
+
+def grown(seed, args):
+    """One draw of the books: ASU on ever more towns, and on the most of them request by request -> {"split, run": result}"""
+    books, found = Path(args.out) / "worlds/books" / f"seed{seed}", {}
+    script("train", [*preset_of("books", seed, args, books), "--resume"])
+    for split in GROWN:
+        out, names = books / split, ["at_once"]
+        preset = [*preset_of("books", seed, args, out), f"--forget={split}"]
+        run = [f"--run={books / 'target'}", "--resume"]
+        script("asu", [*preset, *run, "--name=at_once"])
+        if split == GROWN[-1]:
+            script("asu", [*preset, *run, "--name=request", f"--tasks={REQUESTS}"])
+            names += [f"request_{k + 1}of{REQUESTS}" for k in range(REQUESTS)]
+        script("eval", [*preset, "--runs=" + ",".join([str(books / "target"), *names])])
+        found |= {f"{split}, {name}": results_in(out)[name] for name in ("target", *names)}
+    return found
 
 
 def main():
     p = Parser("Run a scenario's preset on several draws.")
     p.add_argument("--scenario", choices=list(METHODS), required=True)
     p.add_argument("--seeds", type=positive_int, default=3)
+    p.add_argument("--grow", action="store_true", help="books: how much can be forgotten, at once and in requests one after another")
     p.add_argument("--run", help="capitals: the model, an HF directory or hub id")
     p.add_argument("--flags", default="", help="more flags for every step, blank-separated, as in '@config/tiny.args'")
     args = p.parse_args()
@@ -77,14 +105,17 @@ def main():
         raise UserError(f"{own[0]} is the preset's to say; what every step should be told goes into --flags")
     if (args.scenario == "capitals") != bool(args.run):
         raise UserError("--run goes with --scenario=capitals, and that with --run")
-    found = [one(args.scenario, seed, args) for seed in range(1, args.seeds + 1)]
-    table = [["", *(heading for heading, *_ in COLUMNS[args.scenario]), "seconds"]]
+    if args.grow and args.scenario != "books":
+        raise UserError("--grow is for --scenario=books")
+    seeds = range(1, args.seeds + 1)
+    found = [grown(seed, args) if args.grow else one(args.scenario, seed, args) for seed in seeds]
+    columns = (*COLUMNS[args.scenario], ("seconds", "cost", "seconds"))
+    table = [["", *(heading for heading, *_ in columns)]]
     for name in found[0]:
-        columns = (*COLUMNS[args.scenario], ("seconds", "cost", "seconds"))
         table.append([name, *(mean_sd([result[name].get(part, {}).get(key) for result in found]) for _, part, key in columns)])
-    text = markdown(table)
-    write_file(Path(args.out) / "worlds" / f"{args.scenario}.json", json.dumps(found, indent=1) + "\n")
-    write_file(Path(args.out) / "worlds" / f"{args.scenario}.md", text + "\n")
+    text, file = markdown(table), Path(args.out) / "worlds" / (args.scenario + "_grown" * args.grow)
+    write_file(file.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+    write_file(file.with_suffix(".md"), text + "\n")
     print(text)
 
 

@@ -139,6 +139,25 @@ def test_worlds_runs_a_scenario_on_several_draws(tmp_path, monkeypatch, capsys):
     assert compare.mean_sd(values) in (tmp_path / "worlds/hazards.md").read_text()
 
 
+def test_worlds_grows_the_forget_set_at_once_and_request_by_request(tmp_path, monkeypatch):
+    """Every split starts from the one target; the requests start from each other and end where the largest split does."""
+    (tmp_path / "more.args").write_text("--n_authors=4\neval.py --max_rows=2\n")
+    monkeypatch.setattr(worlds, "GROWN", ("forget25", "forget50"))
+    monkeypatch.setattr(worlds, "REQUESTS", 2)
+    flags = ["worlds", "--scenario=books", "--grow", "--seeds=1", f"--flags=@config/tiny.args @{tmp_path}/more.args", f"--out={tmp_path}"]
+    monkeypatch.setattr("sys.argv", flags)
+    worlds.main()
+    (found,) = json.loads((tmp_path / "worlds/books_grown.json").read_text())
+    assert list(found) == ["forget25, target", "forget25, at_once", "forget50, target", "forget50, at_once",
+                           "forget50, request_1of2", "forget50, request_2of2"]
+    books = tmp_path / "worlds/books/seed1"
+    parents = [json.loads((books / run / "run.json").read_text())["parent_sha256"]
+               for run in ("forget25/at_once", "forget50/at_once", "forget50/request_1of2", "forget50/request_2of2")]
+    one = json.loads((books / "forget50/request_1of2/run.json").read_text())["model_sha256"]
+    assert parents[0] == parents[1] == parents[2] and parents[3] == one
+    assert json.loads((books / "forget50/report.json").read_text())["data"]["forget"] == "forget50"
+
+
 def test_worlds_refuses_a_model_without_capitals(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["worlds", "--scenario=capitals", f"--out={tmp_path}"])
     with pytest.raises(ValueError, match="--run goes with --scenario=capitals"):
