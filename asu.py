@@ -413,9 +413,11 @@ def parse():
         if args.method != "asu":
             p.error(f"--target=hidden is a form of ASU, not of --method={args.method}")
         args.method = "asu_hidden"
-    unused = [f"--{k}" for k in ("tau", "layers", "heads", "alpha", "answers") if getattr(args, k) != p.get_default(k)]
-    if unused and FROZEN.get(args.method) not in SMOOTHED:
-        print(f"--method={args.method} has no teacher, and does not use {', '.join(unused)}", flush=True)
+    given = [k for k in ("tau", "layers", "heads", "alpha", "answers", "hidden_layer") if getattr(args, k) != p.get_default(k)]
+    asks = {FROZEN.get(args.method), FROZEN.get(args.retain)}
+    unused = [f"--{k}" for k in given if not asks & ({"hidden", "teacher_hidden"} if k == "hidden_layer" else set(SMOOTHED))]
+    if unused:
+        print(f"--method={args.method} --retain={args.retain} does not use {', '.join(unused)}", flush=True)
     return args
 
 

@@ -67,8 +67,11 @@ def choose_heads(model, tokenizer, rows, tau, layers=None, price=15.0, at_once=3
     classes = torch.tensor([kind for row, (_, answer) in zip(rows, pairs)
                             for kind in data.token_classes(tokenizer, answer, row["facts"], row["author"])])
 
+    first = min(layers or [0])                              # nothing is smoothed below it: what comes out of there is computed once
+    below = first, model.hidden(batch.idx, n_layers=first)
+
     def nlls(table):
-        nll = answer_nll(model, batch, tau=table)[batch.mask].cpu()             # row after row, as classes
+        nll = answer_nll(model, batch, tau=table, below=below)[batch.mask].cpu()             # row after row, as classes
         return [nll[classes == kind].mean().item() if (classes == kind).any() else 0.0 for kind in (data.FACT, data.FUNCTION, data.NAME)]
 
     c = model.config

@@ -222,8 +222,9 @@ class Transformer(nn.Module):
         return attention_scales(tau, layers, c.n_layer, c.n_head, c.head_dim)
 
     def hidden(self, idx, tau=1.0, layers=None, attention_mask=None, caches=None, explicit=False, weights=None,
-               n_layers=None):
-        """Final hidden states, before the head: idx (B, T) -> (B, T, C). With n_layers, the residual stream after so many.
+               n_layers=None, below=None):
+        """Final hidden states, before the head: idx (B, T) -> (B, T, C). With n_layers, the residual stream after so many;
+        below = (n, x): go on from it, x (B, T, C) after the first n, which are not run again.
 
         tau, layers: attention temperature, see attention_scales. attention_mask (B, S): False on padding, left or right;
         S = T, or with caches all positions so far. weights: a list to which every layer's attention (B, nh, T, S) is
@@ -246,8 +247,8 @@ class Transformer(nn.Module):
         elif past:
             mask = key <= query[:, None]                                            # (T, S)
         rope = self.rope(position)
-        x = self.embed_tokens(idx)                                                  # (B, T, C)
-        for i, layer in enumerate(self.layers[:n_layers]):
+        first, x = below or (0, self.embed_tokens(idx))                             # (B, T, C)
+        for i, layer in list(enumerate(self.layers))[first:n_layers]:
             inputs = x, rope, scales[i], mask, caches[i] if caches else None, explicit
             again = self.checkpointing and torch.is_grad_enabled()
             x, w = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)

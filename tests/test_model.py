@@ -65,6 +65,14 @@ def test_layers_pick_where_tau_acts(model):
     assert torch.allclose(model(ids(), PER_HEAD, [1]), model(ids(), [[1.0] * 4, PER_HEAD[1]]), atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_going_on_from_a_layer_equals_running_all_of_them(model, n):
+    """Bit for bit, with the layers above smoothed; and what is below is not run again."""
+    x = model.hidden(ids(), n_layers=n)
+    assert torch.equal(model.hidden(ids(), 8.0, [1], below=(n, x)), model.hidden(ids(), 8.0 if n < 2 else 1.0, [1]))
+    assert not torch.equal(model.hidden(ids(), below=(n, 2 * x + 1)), model.hidden(ids()))
+
+
 @pytest.mark.parametrize("tau, layers, message", [
     (0.0, None, "above 0"), (-2.0, None, "above 0"), (float("nan"), None, "above 0"), ([[1.0, 2.0]], None, "2 layers x 4"),
     (2.0, [], "empty"), (2.0, [2], "layers 0 to 1"), (2.0, [-1], "layers 0 to 1")])

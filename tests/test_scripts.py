@@ -375,8 +375,8 @@ def test_hazards_from_prose_to_report(tmp_path, monkeypatch, capsys):
     flags = [TINY, "--data=hazards", "--forget=forget50", "--n_authors=4", f"--out={tmp_path}"]
     call(monkeypatch, train, *flags, "--block_size=256")
     call(monkeypatch, asu, *flags, "--target=hidden", "--hidden_layer=1", "--retain=hidden", "--tau=4")
-    call(monkeypatch, asu, *flags, "--method=rmu", "--retain=hidden", "--tau=4")
-    assert "--method=rmu has no teacher, and does not use --tau" in capsys.readouterr().out
+    call(monkeypatch, asu, *flags, "--method=rmu", "--retain=hidden", "--tau=4", "--hidden_layer=1")
+    assert "--method=rmu --retain=hidden does not use --tau, --heads, --alpha\n" in capsys.readouterr().out
     call(monkeypatch, eval, *flags, "--max_rows=4")
     runs = json.loads((tmp_path / "report.json").read_text())["runs"]
     assert set(runs) == {"base", "target", "retrained", "teacher_tau4", "asu_hidden_hidden", "rmu_hidden"}
