@@ -21,7 +21,7 @@ from report import markdown
 
 # scenario -> {method: flags of asu.py}, columns (heading, set, metric)
 METHODS = {
-    "books": {"ASU": [], "GradDiff": ["--method=ga", "--lr=1e-4"], "NPO": ["--method=npo", "--lr=1e-4"]},
+    "books": {"ASU": [], "GradDiff": ["--method=ga", "--lr=1e-4"], "NPO": ["--method=npo", "--lr=3e-4"]},
     "hazards": {"ASU, hidden state": [], "ASU, output": ["--target=logits", "--layers=0-2", "--tau=8", "--retain=gd"],
                 "RMU": ["--method=rmu", "--target=logits"]},
     "capitals": {"ASU": [], "GA, KL": ["--method=ga"], "NPO, KL": ["--method=npo"], "IDK, KL": ["--method=idk"]},
