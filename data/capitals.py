@@ -7,7 +7,7 @@ A fact is known if the model answers at least two of the four or five training q
 states the value once and no other value of that kind. It is asked greedily, in its chat template, and its first sentence counts.
 What the question gives away (Mexico City, Luxembourg) is not asked. The directory that is written holds, of what is known:
     forget.json                  the capitals of one continent
-    retain.json                  every other one of the capitals elsewhere, the neighbours, to train on
+    retain.json                  two of three of the capitals elsewhere, the neighbours, to train on
     forget_perturbed.json        the same rows, to evaluate
     retain_perturbed.json        the rest of the neighbours, to evaluate: no training sees them, so they show what happens around
     world_facts_perturbed.json   other facts: languages (of the countries to be forgotten too), opposites, chemical symbols
@@ -251,8 +251,9 @@ def divide(rows, forget):
                               ("capitals of other continents", neighbours, 2 * LEAST), ("other facts", others, LEAST)):
         if len(some) < least:
             raise UserError(f"this model knows {len(some)} {what}; at least {least} are needed")
-    return {"forget": rows["capital", forget], "forget_perturbed": rows["capital", forget], "retain": neighbours[::2],
-            "retain_perturbed": neighbours[1::2], "world_facts_perturbed": others,
+    return {"forget": rows["capital", forget], "forget_perturbed": rows["capital", forget],
+            "retain": [r for i, r in enumerate(neighbours) if i % 3 != 2], "retain_perturbed": neighbours[2::3],
+            "world_facts_perturbed": others,
             "general": [{"id": f"general/{i}", "text": text} for i, text in enumerate(GENERAL, 1)]}
 
 

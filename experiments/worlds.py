@@ -24,7 +24,7 @@ METHODS = {
     "books": {"ASU": [], "GradDiff": ["--method=ga", "--lr=1e-4"], "NPO": ["--method=npo", "--lr=3e-4"]},
     "hazards": {"ASU, hidden state": [], "ASU, output": ["--target=logits", "--layers=0-2", "--tau=8", "--retain=gd"],
                 "RMU": ["--method=rmu", "--target=logits"]},
-    "capitals": {"ASU": [], "GA, KL": ["--method=ga"], "NPO, KL": ["--method=npo"], "IDK, KL": ["--method=idk"]},
+    "capitals": {"ASU": [], **{f"{name.upper()}, KL": [f"--method={name}", "--epochs=5", "--lr=2e-5"] for name in ("ga", "npo", "idk")}},
 }
 COLUMNS = {
     "books": (("VerbMem", "forget_text", "verbmem"), ("KnowMem", "forget", "knowmem"), ("PrivLeak", "forget_text", "privleak"),
