@@ -3,7 +3,7 @@
     python asu.py                                       OUT/target -> OUT/asu_gd
     python asu.py --heads=all --alpha=1 --tau=4         the paper's own form: every head at tau
     python asu.py --retain=kl                           OUT/asu_kl
-    python asu.py --tau=auto --layers=1- --heads=all    tau from forward passes alone, see choose.py
+    python asu.py --tau=auto --layers=1- --heads=all    tau from forward passes alone, see lab/choose.py
     python asu.py --target=hidden --retain=hidden       the form for hazardous knowledge: one layer's hidden state, not the output
     python asu.py --method=npo                          another method on the same loop, see baselines.py
     python asu.py --forget=forget50 --tasks=5           requests one after another: OUT/asu_gd_1of5, ...
@@ -25,7 +25,7 @@ x is the prompt, y the answer of T tokens, EOS included; prompt and padding coun
 at tau = 1.
 
 Two additions of ours are on by default, because a model this small recalls and speaks with the same few heads: only the heads
-that facts need are smoothed (--heads=auto, see choose.py), and the teacher is strengthened a little (--alpha, see extrapolated).
+that facts need are smoothed (--heads=auto, see lab/choose.py), and the teacher is strengthened a little (--alpha, see extrapolated).
 """
 
 import functools
@@ -41,14 +41,26 @@ import torch.nn.functional as F
 
 import baselines
 import data
-import parallel
-import plan
-from choose import smoothing, tau_flag
-from common import (Parser, UserError, check_writable, fraction, layer_list, layer_numbers, non_negative_float, positive_float,
-                    positive_int, run, training_flags)
-from data import Tokenizer, answer_logp, mean_over_answers
-from model import attention_scales, local_dir, read_config
-from runs import checkpoint_of, fit, load_run, made_by_train, prepare, read_run, save_run, weights_sha256
+from common import UserError
+from common.cli import (
+    Parser,
+    fraction,
+    layer_list,
+    layer_numbers,
+    non_negative_float,
+    positive_float,
+    positive_int,
+    run,
+    training_flags,
+)
+from common.files import check_writable
+from common.hf import local_dir
+from data import Tokenizer, mean_over_answers
+from lab import parallel, plan
+from lab.answers import answer_logp, ask, fact_accuracy
+from lab.choose import smoothing, tau_flag
+from lab.runs import checkpoint_of, fit, load_run, made_by_train, prepare, read_run, save_run, weights_sha256
+from model import attention_scales, read_config
 
 
 # ------------------------------------------------------------------------------------------------- losses
@@ -222,7 +234,7 @@ def answered_by_teacher(model, tokenizer, rows, phrasings, tau, layers):
     if not all(q for q, _ in pairs):
         raise UserError("--answers=teacher: passages have no question that the teacher could answer")
     questions, longest = [q for q, _ in pairs], max(len(tokenizer.encode_answer(a)) for _, a in pairs)
-    said = data.ask(model, tokenizer, questions, max(40, longest), tau=tau, layers=layers)
+    said = ask(model, tokenizer, questions, max(40, longest), tau=tau, layers=layers)
     return [data.encode(tokenizer, q, a) for q, a in zip(questions, said)]
 
 
@@ -290,7 +302,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     refusals: token ids of refusing answers, for the methods that teach one. teacher_model: theta_0, if it is not
     `model` as it is now.
     check(step) -> numbers to log each epoch. record: a dict that receives the record of the run. checkpoint, resume,
-    settings, optimizer_dtype: see runs.fit, which loop may replace. Raises ValueError for tau <= 0, bad layers, an unknown method, retain loss or teacher or a
+    settings, optimizer_dtype: see lab/runs.fit, which loop may replace. Raises ValueError for tau <= 0, bad layers, an unknown method, retain loss or teacher or a
     combination that makes no sense, an empty set.
     """
     for name, given, known in (("method", method, METHODS), ("retain_loss", retain_loss, RETAIN_LOSSES),
@@ -391,7 +403,7 @@ def parse():
     add("--target", choices=["logits", "hidden"], default="logits", help="what ASU distils: the teacher's distribution, or its hidden state")
     add("--hidden_layer", type=positive_int, help="layers behind the hidden state of --target=hidden and of rmu (default: half of them)")
     add("--tau", type=tau_flag, default=1000.0, help="attention temperature of the forget-teacher; 1 is no smoothing; auto: from the "
-        "model's own NLL, see choose.py")
+        "model's own NLL, see lab/choose.py")
     add("--layers", type=layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8; 1- is all but the first")
     add("--heads", choices=["auto", "all"], default="auto", help="smooth the heads that facts need most (auto), or all, as the paper")
     add("--alpha", type=positive_float, default=1.2, help="strengthen the teacher: z + alpha (z_tau - z); 1 is the paper's")
@@ -449,7 +461,7 @@ def main():
                                      "refusals": [data.encode(tokenizer, "", text).answer for text in data.REFUSALS]}
 
     def memory(args):
-        """-> {component: bytes} of the first request, see plan.py."""
+        """-> {component: bytes} of the first request, see lab/plan.py."""
         dir = local_dir(parent, weights=False)
         config, (*_, first) = read_config(dir), sets(0, Tokenizer.load(dir), args)
         tau = 2.0 if args.tau == "auto" else args.tau
@@ -476,7 +488,7 @@ def main():
             continue
 
         def check(step):
-            return {f"{part}_fact_accuracy": data.fact_accuracy(model, tokenizer, rows.questions(some))
+            return {f"{part}_fact_accuracy": fact_accuracy(model, tokenizer, rows.questions(some))
                     for part, some in (("forget", request), ("retain", kept))}
 
         record, tau, layers, start = {}, None, None, time.perf_counter()
@@ -493,7 +505,7 @@ def main():
                     checkpoint=checkpoint_of(path), resume=args.resume, settings=settings | inputs)
         record["seconds"] = round(record["seconds"] + choosing, 2)
         if args.tasks > 1:                                  # is what was forgotten first still forgotten?
-            record["fact_accuracy_by_request"] = [data.fact_accuracy(model, tokenizer, rows.questions(some)) for some in requests]
+            record["fact_accuracy_by_request"] = [fact_accuracy(model, tokenizer, rows.questions(some)) for some in requests]
         record = {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **record}
         parent_sha, parent = save_run(path, model, tokenizer, record, parent), path
         print(f"{path}: {record['seconds']:.0f} s", flush=True)

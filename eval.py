@@ -2,11 +2,11 @@
 
     python eval.py                     out/report.json, out/report.md, out/*.png from every run in out/
     python eval.py --runs=target,asu_gd
-    python eval.py --encoder=DIR_OR_HUB_ID --nli=DIR_OR_HUB_ID      the paper's full MU and FE, see networks.py
+    python eval.py --encoder=DIR_OR_HUB_ID --nli=DIR_OR_HUB_ID      the paper's full MU and FE, see judges.py
 
 Rows of the report: the runs, and the forget-teacher itself (the target at tau, untrained). The headline is the gap to
 retrain: 0 is a model that cannot be told from one that never saw the forget set. Everything is greedy and seeded: the
-same checkpoints give the same numbers to the last digit. Where the data names no facts, data/facts.py finds them with the
+same checkpoints give the same numbers to the last digit. Where the data names no facts, lab/facts.py finds them with the
 target, or else the first of --runs: name the model that was unlearned first.
 
 l(a|q) below is the mean negative log-likelihood, in nats, of the answer's tokens, EOS included.
@@ -25,11 +25,14 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp, mannwhitneyu
 
 import data
-import networks
-from common import Parser, UserError, check_writable, layer_numbers, pick_device, positive_int, run, write_file
-from data.facts import find_facts
-from report import LEGEND, TABLES, one_of_each, plot_curves, plot_tau, plot_tradeoff, table
-from runs import load_run, read_run
+from common import UserError
+from common.cli import Parser, layer_numbers, pick_device, positive_int, run
+from common.files import check_writable, write_file
+from lab import judges
+from lab.answers import ask
+from lab.facts import find_facts
+from lab.report import LEGEND, TABLES, one_of_each, plot_curves, plot_tau, plot_tradeoff, table
+from lab.runs import load_run, read_run
 
 TAUS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
 
@@ -209,7 +212,7 @@ def memorised(scores):
 
 def by_class(scores, rows, tokenizer, kind, key="logp"):
     """One value for all tokens of a class (data.FACT, ...) in the scored answers of rows, concatenated. Where rows name no facts,
-    those found for them count, see data/facts.py."""
+    those found for them count, see lab/facts.py."""
     def picked(row):
         facts = row["facts"] or row.get("found", [])
         return np.array(data.token_classes(tokenizer, row["answer"], facts, row["author"])) == kind
@@ -232,7 +235,7 @@ def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
     wrong = score(model, tokenizer, wrong, **smoothing)
     pert = nll(wrong).reshape(-1, k)
     r = truth_ratio(para, pert)
-    answers, held_out = (data.ask(model, tokenizer, [row[q] for row in rows], **smoothing)
+    answers, held_out = (ask(model, tokenizer, [row[q] for row in rows], **smoothing)
                          for q in ("question", "paraphrased_question"))
     probability = np.exp(-nll(true))
     if name in ("world", "real_authors"):
@@ -457,8 +460,8 @@ def main():
     sets = {name: some[::-(-len(some) // args.max_rows)] for name, some in rows.sets.items()}
     holdout = rows.holdout[:args.max_rows]
 
-    similarity = None if args.encoder is None else networks.encoder(args.encoder, device)
-    entails = None if args.nli is None else networks.nli(args.nli, device)
+    similarity = None if args.encoder is None else judges.encoder(args.encoder, device)
+    entails = None if args.nli is None else judges.nli(args.nli, device)
 
     records, notes = {name: read_run(path) for name, path in paths.items()}, []
     if (similarity is None) != (entails is None):
@@ -480,7 +483,7 @@ def main():
         others = dict.fromkeys(("forget", "retain"), [row for row in rows.forget + rows.retain if row["question"]] or rows.sets["forget"] + rows.sets["retain"])
         sets = {part: find_facts(model, tokenizer, some, others.get(part, rows.sets[part])) if some[0]["question"] else some
                 for part, some in sets.items()}
-        notes.append(f"fact spans found by the rule (data/facts.py, with {knows}) where the data names none: fact and function NLL "
+        notes.append(f"fact spans found by the rule (lab/facts.py, with {knows}) where the data names none: fact and function NLL "
                      "are of those spans, and fact accuracy and coherence, which need exact facts, are left out")
 
     results, values, answers, curves = {}, {}, {}, None
@@ -491,7 +494,7 @@ def main():
             smoothing = {"tau": smoothing[0], "layers": layer_numbers(smoothing[1], model.config.n_layer)}
         results[name], values[name], answers[name] = measure(model, tokenizer, sets, holdout, slot_values, smoothing)
         for part, some in ((part, some) for part, some in sets.items() if some[0]["question"]):
-            results[name][part] |= networks.judge(part, some, answers[name][part], values[name][part]["rouge_l"], similarity, entails)
+            results[name][part] |= judges.judge(part, some, answers[name][part], values[name][part]["rouge_l"], similarity, entails)
         results[name]["cost"] = {k: 0 if smoothing else record.get(k) for k in ("seconds", "peak_mb", "tokens")}
         if name == "target" and all("fact_nll" in results[name][part] for part in ("forget", "retain")):
             curves = tau_curves(model, tokenizer, sets)

@@ -8,9 +8,19 @@
 import sys
 from pathlib import Path
 
-import data
-from common import Parser, UserError, layer_list, layer_numbers, non_negative_float, pick_device, positive_float, positive_int, run
-from runs import load_run
+from common import UserError
+from common.cli import (
+    Parser,
+    layer_list,
+    layer_numbers,
+    non_negative_float,
+    pick_device,
+    positive_float,
+    positive_int,
+    run,
+)
+from lab.answers import ask
+from lab.runs import load_run
 
 
 def parse():
@@ -55,7 +65,7 @@ def main():
         for name, (model, tokenizer, _), smoothing in shown:
             if args.show_prompt:
                 print(tokenizer.prompt.format(question=question), flush=True)
-            [answer] = data.ask(model, tokenizer, [question], args.max_new_tokens, temperature=args.temperature,
+            [answer] = ask(model, tokenizer, [question], args.max_new_tokens, temperature=args.temperature,
                                 top_k=args.top_k, seed=args.seed, **smoothing)
             print(f"{name:{width}}  {answer or '(nothing)'}", flush=True)
 

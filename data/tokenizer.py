@@ -17,7 +17,8 @@ import regex
 import tiktoken
 import tokenizers
 
-from common import UserError, write_file
+from common import UserError
+from common.files import write_file
 
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"    # GPT-2's pieces
 EOS = "<|endoftext|>"

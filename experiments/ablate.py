@@ -11,9 +11,11 @@ of experiments.compare where they are there.
 import json
 from pathlib import Path
 
-from common import Parser, UserError, check_writable, run, write_file
+from common import UserError
+from common.cli import Parser, run
+from common.files import check_writable, write_file
 from experiments.trials import draws, gaps, run_trials, spec_of, trial_flags
-from report import plot_ablation
+from lab.report import plot_ablation
 
 DEFAULT = {"method": "asu", "retain_loss": "gd", "tau": 1000.0, "layers": "all", "heads": "auto", "alpha": 1.2, "c_forget": 1.0, "epochs": 5, "lr": 1e-3}
 PAPER = {"heads": "all", "alpha": 1.0}

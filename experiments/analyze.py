@@ -21,12 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import choose
 import data
 import eval
-from common import Parser, UserError, check_writable, layer_numbers, pick_device, positive_int, run, whole, write_file
-from report import plot_attention, plot_head_entropy, plot_heads, plot_lens, plot_teacher, plot_tokens
-from runs import load_run, read_run
+from common import UserError
+from common.cli import Parser, layer_numbers, pick_device, positive_int, run, whole
+from common.files import check_writable, write_file
+from lab import choose
+from lab.answers import answer_nll
+from lab.report import plot_attention, plot_head_entropy, plot_heads, plot_lens, plot_teacher, plot_tokens
+from lab.runs import load_run, read_run
 
 TAUS = choose.TAUS[::2]                                        # 1, 2, 4, ... 256
 CLASSES = {"fact": data.FACT, "name": data.NAME, "function": data.FUNCTION}
@@ -51,7 +54,7 @@ def read_answers(model, examples, entropy=True, batch_size=32, **smoothing):
     for i in range(0, len(order), batch_size):
         batch = data.collate([examples[j] for j in order[i:i + batch_size]], model.device)
         weights = [] if entropy else None
-        nll = data.answer_nll(model, batch, weights=weights, **smoothing).cpu().numpy()          # (B, A)
+        nll = answer_nll(model, batch, weights=weights, **smoothing).cpu().numpy()          # (B, A)
         if entropy:
             h = torch.stack([attention_entropy(w) for w in weights])                            # (n_layer, B, nh, T)
             at = batch.position[None, :, None].expand(*h.shape[:3], -1)

@@ -31,11 +31,15 @@ import torch.nn.functional as F
 import asu
 import data
 import train
-from common import Parser, UserError, check_writable, pick_device, positive_int, run, write_file
-from data import answer_nll, mean_over_answers
-from lora import add_lora
-from model import ModelConfig, Transformer, local_dir
-from runs import adamw, load_run, peak_mb
+from common import UserError
+from common.cli import Parser, pick_device, positive_int, run
+from common.files import check_writable, write_file
+from common.hf import local_dir
+from data import mean_over_answers
+from lab.answers import answer_nll
+from lab.lora import add_lora
+from lab.runs import adamw, load_run, peak_mb
+from model import ModelConfig, Transformer
 
 TAU, LR = 2.3, 1e-5                                 # of the released code, for Llama-2-7B on TOFU
 RELEASED_WIDTH = 500                                # to which it pads every row

@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from common import Parser, UserError, check_writable, positive_int, run, whole, write_file
+from common import UserError
+from common.cli import Parser, positive_int, run, whole
+from common.files import check_writable, write_file
 from experiments.trials import draws, gaps, run_trials, spec_of, trial_flags
-from report import markdown, plot_frontiers
+from lab.report import markdown, plot_frontiers
 
 LR, C_FORGET = (1e-4, 3e-3), (0.1, 3.0)
 METHODS = {     # name -> settings of asu.unlearn, its knob and the knob's range

@@ -12,9 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import HOME, Parser, UserError, check_writable, positive_int, run, write_file
-from report import plot_continual
-from runs import read_run
+from common import HOME, UserError
+from common.cli import Parser, positive_int, run
+from common.files import check_writable, write_file
+from lab.report import plot_continual
+from lab.runs import read_run
 
 METHODS = {     # label -> its name in experiments.compare, flags of asu.py
     "ASU": ("ASU_GD, selective", ["--method=asu"]), "ASU, original teacher": ("ASU_GD, selective", ["--method=asu", "--teacher_from=original"]),

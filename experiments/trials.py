@@ -21,9 +21,11 @@ from tqdm import tqdm
 import asu
 import data
 import eval
-from choose import smoothing
-from common import HOME, UserError, positive_int, write_file
-from runs import load_run, peak_mb
+from common import HOME, UserError
+from common.cli import positive_int
+from common.files import write_file
+from lab.choose import smoothing
+from lab.runs import load_run, peak_mb
 
 
 def trial_flags(p, seeds):

@@ -2,7 +2,7 @@
 
     python -m experiments.worlds --scenario=books                      OUT/worlds/books.md and .json
     python -m experiments.worlds --scenario=hazards
-    python -m experiments.worlds --scenario=capitals --run=smollm2     what that model knows, see data/capitals.py
+    python -m experiments.worlds --scenario=capitals --run=smollm2     what that model knows, see experiments/capitals.py
     python -m experiments.worlds --scenario=books --grow               a growing forget set, and requests one after another
 
 Books and hazards: each draw (--data_seed 1, 2, ...; draw 0 is the one that the presets were set on) has its own target and retrained
@@ -15,9 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import HOME, Parser, UserError, check_writable, positive_int, run, write_file
+from common import HOME, UserError
+from common.cli import Parser, positive_int, run
+from common.files import check_writable, write_file
 from experiments.compare import mean_sd
-from report import markdown
+from lab.report import markdown
 
 # scenario -> {method: flags of asu.py}, columns (heading, set, metric)
 METHODS = {
@@ -38,8 +40,8 @@ GROWN, REQUESTS = ("forget05", "forget10", "forget20", "forget40"), 4       # --
 
 
 def script(name, flags):
-    what = ["-m", "data.capitals"] if name == "data.capitals" else [str(HOME / f"{name}.py")]
-    done = subprocess.run([sys.executable, *what, *flags], capture_output=True, text=True, cwd=HOME if name == "data.capitals" else None)
+    what = ["-m", "experiments.capitals"] if name == "experiments.capitals" else [str(HOME / f"{name}.py")]
+    done = subprocess.run([sys.executable, *what, *flags], capture_output=True, text=True, cwd=HOME if name == "experiments.capitals" else None)
     if done.returncode:
         raise UserError(f"{name} {' '.join(flags)} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
     print(done.stdout.strip().splitlines()[-1], flush=True)
@@ -61,7 +63,7 @@ def one(scenario, seed, args):
     if scenario == "capitals":
         known, source = out.parent / f"known_{Path(args.run).name}", str(Path(args.run).resolve() if Path(args.run).is_dir() else args.run)
         if not known.exists():
-            script("data.capitals", [f"--run={source}", f"--out={known.resolve()}"])
+            script("experiments.capitals", [f"--run={source}", f"--out={known.resolve()}"])
         preset, run = [*preset, f"--data={known}"], [f"--run={source}"]
     else:
         source, run = None, []

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import data
+from lab.answers import answer_nll
 from model import ModelConfig, Transformer
 
 HOME = Path(__file__).resolve().parent.parent
@@ -31,7 +32,7 @@ def memorise(model, examples, steps, lr, parts):
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     for step in range(steps):
         batch = data.collate(examples[step % parts::parts])
-        data.mean_over_answers(data.answer_nll(model, batch), batch.mask).backward()
+        data.mean_over_answers(answer_nll(model, batch), batch.mask).backward()
         optimizer.step()
         optimizer.zero_grad()
     return model

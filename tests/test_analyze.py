@@ -14,6 +14,7 @@ import common
 import data
 import train
 from experiments import analyze
+from lab.answers import answer_nll
 from tests.conftest import small_model
 
 
@@ -30,7 +31,7 @@ def test_reading_answers_is_the_loss_and_the_entropy_where_each_token_is_predict
     for example, (nll, entropy) in zip(examples, together):
         batch, weights = data.collate([example]), []
         with torch.no_grad():
-            expected = data.answer_nll(model, batch, tau=2.0, layers=[1], weights=weights)[0]
+            expected = answer_nll(model, batch, tau=2.0, layers=[1], weights=weights)[0]
         assert nll == pytest.approx(expected.numpy(), abs=1e-4) and entropy.shape == (2, 4, len(example.answer))
         for t in (0, len(example.answer) - 1):                              # the last prompt token predicts the first
             row = weights[1][0, 2, len(example.prompt) - 1 + t]
@@ -94,7 +95,7 @@ def test_gains_of_one_head_alone(examples):
         by_hand = []
         for e, c in zip(some, classes):
             with torch.no_grad():
-                after, before = (data.answer_nll(model, data.collate([e]), **kw)[0] for kw in ({"tau": 8.0, "layers": [1]}, {}))
+                after, before = (answer_nll(model, data.collate([e]), **kw)[0] for kw in ({"tau": 8.0, "layers": [1]}, {}))
             by_hand += [x for x, k in zip((after - before).tolist(), c) if k == number]
         assert gains["layers"][kind][0][1] == pytest.approx(np.mean(by_hand), abs=1e-4)
 

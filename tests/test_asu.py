@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import asu
-import choose
 import data
+from lab import choose
+from lab.answers import answer_nll, ask
 from tests.conftest import small_model
 
 
@@ -56,7 +57,7 @@ def test_kl_gradient_is_student_minus_teacher():
 def test_answer_losses_against_the_plain_loop(model, examples):
     """Project every position, then pick: the same numbers as projecting answer positions only."""
     batch = data.collate(examples[:4])
-    nll, logp = data.answer_nll(model, batch), asu.answer_logp(model, batch)
+    nll, logp = answer_nll(model, batch), asu.answer_logp(model, batch)
     for row, example in enumerate(examples[:4]):
         full = torch.tensor([example.prompt + example.answer])
         every = model(full[:, :-1]).log_softmax(-1)[0, len(example.prompt) - 1:]
@@ -68,7 +69,7 @@ def test_answer_losses_against_the_plain_loop(model, examples):
 def test_prompt_and_padding_change_no_loss_and_get_no_weight(model, examples):
     pair = sorted(examples, key=len)[::len(examples) - 1]           # the shortest beside the longest: much padding
     batch = data.collate(pair)
-    loss = lambda b: asu.mean_over_answers(data.answer_nll(model, b), b.mask)
+    loss = lambda b: asu.mean_over_answers(answer_nll(model, b), b.mask)
     alone = [loss(data.collate([e])).item() for e in pair]
     assert loss(batch).item() == pytest.approx(sum(alone) / 2, abs=1e-5)
     padded = copy.deepcopy(batch)
@@ -257,9 +258,9 @@ def test_the_teachers_own_answers_stand_in_for_the_true_ones(model, tokenizer, a
     made = asu.answered_by_teacher(model, tokenizer, rows, 2, 8.0, [1])
     questions = [q for row in rows for q in row["questions"][:2]]
     assert [e.prompt for e in made] == [tokenizer.encode_prompt(q) for q in questions]
-    said = data.ask(model, tokenizer, questions, tau=8.0, layers=[1])
+    said = ask(model, tokenizer, questions, tau=8.0, layers=[1])
     assert [e.answer for e in made] == [tokenizer.encode_answer(a) for a in said]
-    assert said != data.ask(model, tokenizer, questions)
+    assert said != ask(model, tokenizer, questions)
     with pytest.raises(ValueError, match="passages have no question"):
         asu.answered_by_teacher(model, tokenizer, [{"questions": [""], "answers": ["Bells rang."]}], None, 8.0, None)
 

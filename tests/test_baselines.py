@@ -11,6 +11,7 @@ import asu
 import baselines
 import data
 import eval
+from lab.answers import answer_nll
 from tests.conftest import small_model
 
 REFUSALS = [[5, 6, 7, 599], [8, 9, 599]]
@@ -151,7 +152,7 @@ def test_a_small_step_goes_the_right_way(examples, method, goes_up, goes_down):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(40):                                     # a model that knows the answers, so that there is something to lose
         batch = data.collate(examples[:8])
-        asu.mean_over_answers(data.answer_nll(model, batch), batch.mask).backward()
+        asu.mean_over_answers(answer_nll(model, batch), batch.mask).backward()
         optimizer.step()
         optimizer.zero_grad()
     x = answers(method, model, examples)

@@ -8,9 +8,9 @@ import pytest
 
 import common
 import data
-import runs
-from data import capitals
 from data.world import CAPITALS
+from experiments import capitals
+from lab import runs
 from tests.conftest import small_model
 
 ASKED = capitals.facts()
@@ -135,7 +135,7 @@ def call(monkeypatch, place, *flags):
 
 
 def test_the_command_writes_what_is_known(place, monkeypatch, capsys):
-    monkeypatch.setattr(data, "ask", lambda model, tokenizer, questions, **kw: [
+    monkeypatch.setattr(capitals, "ask", lambda model, tokenizer, questions, **kw: [
         "" if "Spain" in q else a for q, a in zip(questions, knows_all(questions))])
     call(monkeypatch, place)
     told = capsys.readouterr().out

@@ -14,6 +14,7 @@ import data
 import sample
 from data import smollm2
 from data.tokenizer import TEMPLATES, Tokenizer
+from lab.answers import ask
 from model import Transformer
 from tests.conftest import small_model
 
@@ -196,7 +197,7 @@ def test_an_answer_ends_at_the_templates_end_or_the_configs(tokenizer, monkeypat
     model = small_model()
     monkeypatch.setattr(model, "generate", lambda prompts, n, eos_id, **kw: [eos_id for _ in prompts])
     model.config.eos_id = [17, 18]
-    assert data.ask(model, tokenizer, ["Who?"]) == [tokenizer.decode([tokenizer.eos_id, 17, 18]).strip()]
+    assert ask(model, tokenizer, ["Who?"]) == [tokenizer.decode([tokenizer.eos_id, 17, 18]).strip()]
 
 
 def test_show_prompt_prints_what_the_model_is_given(tmp_path, monkeypatch, capsys):

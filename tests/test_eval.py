@@ -138,12 +138,12 @@ def test_membership_attacks_tell_seen_from_unseen():
 def test_a_perfect_and_a_random_model_on_a_question_set(tokenizer, authors, monkeypatch):
     """Perfect answers score 1; the untrained model's do not. Answers are put in, so the truth is known."""
     rows = authors[0][:20]
-    monkeypatch.setattr(data, "ask", lambda m, t, questions, **kw: [row["answer"] for row in rows])
+    monkeypatch.setattr(eval, "ask", lambda m, t, questions, **kw: [row["answer"] for row in rows])
     metrics, values, _ = eval.evaluate(small_model(), tokenizer, "forget", rows, data.slot_values(rows))
     assert metrics["fact_accuracy"] == metrics["rouge_l"] == metrics["coherence"] == 1
     assert metrics["answer_kinds"] == {"correct": 1.0, "wrong": 0.0, "refusal": 0.0, "gibberish": 0.0}
     assert metrics["probability"] < 0.1 and metrics["exact_memorization"] < 0.5 and len(values["r"]) == 20
-    monkeypatch.setattr(data, "ask", lambda m, t, questions, **kw: ["I don't know."] * 20)
+    monkeypatch.setattr(eval, "ask", lambda m, t, questions, **kw: ["I don't know."] * 20)
     metrics, _, _ = eval.evaluate(small_model(), tokenizer, "forget", rows, data.slot_values(rows))
     assert metrics["fact_accuracy"] == 0 and metrics["answer_kinds"]["refusal"] == 1 and metrics["rouge_l"] < 0.2
 

@@ -7,12 +7,11 @@ import sys
 import pytest
 
 import asu
-import choose
 import common
 import data
 import eval
-import runs
 from data import facts
+from lab import choose, runs
 from tests.conftest import TINY, memorise, small_model
 
 SHARED = {"novels", "Prize", "The", "Songs", "of", "Beyond", "the", "University", "Professor"}     # parts that all values share
@@ -127,7 +126,7 @@ def test_the_report_of_data_without_facts_says_what_its_spans_are(place, knows, 
     (place / "target/run.json").unlink()                                        # as a downloaded model
     call(monkeypatch, eval, place, "--runs=target,retrained", "--max_rows=60")
     report = json.loads((place / "report.json").read_text())
-    assert "fact spans found by the rule (data/facts.py, with target)" in report["data"]["notes"][0]
+    assert "fact spans found by the rule (lab/facts.py, with target)" in report["data"]["notes"][0]
     assert report["data"]["notes"][0] in capsys.readouterr().out and report["data"]["notes"][0] in (place / "report.md").read_text()
     target, retrained = (report["runs"][name]["forget"] for name in ("target", "retrained"))
     assert target["fact_accuracy"] is None and target["coherence"] is None
@@ -143,7 +142,7 @@ def test_heads_and_tau_are_chosen_by_the_facts_found(place, tokenizer, rows, mon
     monkeypatch.setattr(choose, "choose_heads", lambda model, tokenizer, some, tau, layers:
                         given.extend(some) or [[tau, 1, 1, 1], [1] * 4])
     call(monkeypatch, asu, place, "--heads=auto", "--tau=auto", "--epochs=1")
-    assert "by the rule of data/facts.py they were found in 38 of 40 rows" in capsys.readouterr().out     # two ask for the hobby
+    assert "by the rule of lab/facts.py they were found in 38 of 40 rows" in capsys.readouterr().out     # two ask for the hobby
     assert runs.read_run(place / "asu_gd")["tau"][0][0] in choose.TAUS[1:]
     asked = [row for row in rows[:40] if row["slot"] != "hobby"]
     assert [row["question"] for row in given] == [row["question"] for row in asked]

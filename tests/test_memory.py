@@ -13,10 +13,8 @@ import transformers
 
 import asu
 import data
-import lora
-import plan
-import runs
 from common import UserError
+from lab import lora, plan, runs
 from model import ModelConfig, Transformer
 from tests.conftest import HOME, command, small_model
 

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 import asu
 import data
 import eval
-import parallel
-import runs
 import train
-from common import run
+from common.cli import run
+from lab import parallel, runs
+from lab.answers import answer_nll
 from tests.conftest import HOME, TINY
 from tests.test_scripts import call, refused, weights
 
@@ -67,7 +67,7 @@ def gradients(target, file, *shard):
     examples = [data.encode(tokenizer, f"Who is {name}?", f"Nobody but {name}.") for name in ("Ada", "Ada Lovelace", "George Boole")]
     for some, n in parallel.micro_batches(examples, 2):
         batch = data.collate(some)
-        loss = data.mean_over_answers(data.answer_nll(model, batch), batch.mask)
+        loss = data.mean_over_answers(answer_nll(model, batch), batch.mask)
         parallel.backward(model, loss * n / len(examples))
     parallel.add_gradients(model)
     grads = parallel.gathered({name: p.grad for name, p in model.named_parameters()})

@@ -17,10 +17,12 @@ import asu
 import common
 import data
 import eval
-import runs
 import sample
 import train
+from lab import runs
+from lab.answers import ask
 from tests.conftest import HOME, TINY, command, small_model
+
 
 def weights(path):
     return (Path(path) / "model.safetensors").read_bytes()
@@ -184,7 +186,7 @@ def test_sample_answers_alone_and_side_by_side(out, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0].startswith(f"{out / 'target'} at tau=4 ") and lines[1].startswith(str(out / "asu_gd"))
     model, tokenizer, _ = runs.load_run(out / "target")
-    assert lines[0].split("at tau=4")[1].strip() == (data.ask(model, tokenizer, [question], tau=4.0)[0] or "(nothing)")
+    assert lines[0].split("at tau=4")[1].strip() == (ask(model, tokenizer, [question], tau=4.0)[0] or "(nothing)")
     done = subprocess.run([sys.executable, HOME / "sample.py", f"--out={out}"], input=f"{question}\n{question}\n\n",
                           capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import asu
-import choose
 import common
 import data
-import runs
+from lab import choose, runs
+from lab.answers import answer_nll
 from tests.conftest import memorise, small_model
 
 TINY = ("@config/tiny.args", "--epochs=1")
@@ -70,7 +70,7 @@ def test_class_nll_is_the_mean_over_tokens_of_each_class(memoriser, tokenizer, r
     by_class = [[], [], []]
     for row in some:
         for q, a in zip(row["questions"], row["answers"]):
-            [nll] = data.answer_nll(memoriser, data.collate([data.encode(tokenizer, q, a)]), tau=2.0).tolist()
+            [nll] = answer_nll(memoriser, data.collate([data.encode(tokenizer, q, a)]), tau=2.0).tolist()
             for x, kind in zip(nll, data.token_classes(tokenizer, a, row["facts"], row["author"]), strict=True):
                 by_class[kind].append(x)
     for batch_size in (4, 64):

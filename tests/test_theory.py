@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import asu
 import baselines
 import data
+from lab.answers import answer_nll
 from tests.conftest import small_model
 
 
@@ -106,7 +107,7 @@ def memoriser(examples):
     model, batch = small_model(), data.collate(examples[:8])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(150):
-        asu.mean_over_answers(data.answer_nll(model, batch), batch.mask).backward()
+        asu.mean_over_answers(answer_nll(model, batch), batch.mask).backward()
         optimizer.step()
         optimizer.zero_grad()
     return model

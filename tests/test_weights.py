@@ -7,7 +7,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-import runs
+from lab import runs
 from model import ModelConfig, Transformer
 from tests.conftest import small_model
 

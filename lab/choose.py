@@ -2,7 +2,7 @@
 
 Ours, not the paper's, which sets tau by hand. Both look at training phrasings of the forget questions only, so that the held-out
 ones stay for the evaluation, and neither needs a retrained model. Both go by the facts in the answers; where the data names
-none, by those that theta_0 itself shows to be facts, see data/facts.py.
+none, by those that theta_0 itself shows to be facts, see lab/facts.py.
 """
 
 import math
@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 import data
-from common import UserError, layer_numbers, number
-from data import answer_nll
-from data.facts import find_facts
+from common import UserError
+from common.cli import layer_numbers, number
+from lab.answers import answer_nll
+from lab.facts import find_facts
 
 
 def tau_flag(text):
@@ -42,7 +43,7 @@ def named(rows):
     """Rows whose facts were found -> those with facts and a person, the facts under their usual key. UserError without any."""
     some = [row | {"facts": row["facts"] or row["found"]} for row in rows]
     some = [row for row in some if row["facts"] and row["author"]]
-    print(f"this data names no facts; by the rule of data/facts.py they were found in {len(some)} of {len(rows)} rows", flush=True)
+    print(f"this data names no facts; by the rule of lab/facts.py they were found in {len(some)} of {len(rows)} rows", flush=True)
     if not some:
         raise UserError("this data names no facts, and none were found (does the model know these people?); --heads=all and a "
                         "number for --tau need none")

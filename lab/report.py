@@ -6,7 +6,7 @@ import textwrap
 import matplotlib
 import numpy as np
 
-from common import write_file
+from common.files import write_file
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)

@@ -1,28 +1,21 @@
-"""What every script needs and none is about: flags and presets, errors for people, whole files.
+"""The command line: flags and presets, and errors for people.
 
 A user's mistake is a UserError: one line on stderr, exit code 2, no traceback. Anything else that is raised is our bug
 and shows its traceback.
 """
 
 import argparse
-import contextlib
 import difflib
-import hashlib
 import math
 import os
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-HOME = Path(__file__).resolve().parent
-
-
-class UserError(ValueError):
-    """What was wrong, where, and what would be right, in one line."""
+from common import HOME, UserError
 
 
 def processes():
@@ -171,52 +164,3 @@ def pick_device(args):
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"--device={args.device} is not usable here; --device=auto picks what is") from e
     return device, getattr(torch, args.dtype)
-
-
-# ------------------------------------------------------------------------------------------- whole files
-def write_file(path, data):
-    """Write bytes or text so that `path` is either the old file or the whole new one: aside, fsync, rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def whole_dir(path):
-    """`with whole_dir("out/target") as d:` fill d; it takes the place of out/target only when the block ends well."""
-    path = Path(path)
-    aside, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        if path.exists():
-            path.rename(old)
-        aside.rename(path)
-    finally:
-        if old.exists() and not path.exists():              # stopped between the two renames
-            old.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def sha256(path):
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def check_writable(out):
-    """Fail before the work, not after it."""
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        write_file(Path(out) / ".probe", b"")
-        (Path(out) / ".probe").unlink(missing_ok=True)        # other processes may be at it too
-    except OSError as e:
-        raise UserError(f"cannot write to --out={out}: {e.strerror}") from e

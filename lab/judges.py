@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from common import UserError
-from model import local_dir
+from common.hf import local_dir
 
 
 def encoder(path, device="cpu"):

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 import data
-from common import UserError, pick_device, processes
+from common import UserError
+from common.cli import pick_device, processes
 
 rank, world_size = processes()
 

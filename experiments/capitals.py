@@ -1,6 +1,6 @@
 """Real knowledge to forget: what a downloaded model itself knows of the world's capitals.
 
-    python -m data.capitals --run=smollm2 --out=capitals                # --forget=europe, asia, africa, americas, oceania
+    python -m experiments.capitals --run=smollm2 --out=capitals                # --forget=europe, asia, africa, americas, oceania
     python asu.py @config/capitals.args --run=smollm2 --data=capitals
 
 A fact is known if the model answers at least two of the four or five training questions about it with a complete sentence that
@@ -24,11 +24,14 @@ import re
 from pathlib import Path
 
 import data
-from common import UserError, check_writable, pick_device, run, whole_dir, write_file
+from common import UserError
+from common.cli import pick_device, run
+from common.files import check_writable, whole_dir, write_file
 from data.authors import N_PERTURBED
 from data.world import KINDS as WORLD
 from data.world import pairs
-from runs import load_run
+from lab.answers import ask
+from lab.runs import load_run
 
 # A slash divides spellings, a bar or the last blank subject and value; _ is a blank inside a name. All members of the United
 # Nations but Bolivia, Equatorial Guinea, Eswatini, Israel, Nauru, South Africa and Sri Lanka, where there is no capital, more
@@ -274,7 +277,7 @@ def main():
     device, dtype = pick_device(args)
     model, tokenizer, _ = load_run(args.run, device, dtype)
     check_writable(Path(args.out).parent)
-    rows = known(functools.partial(data.ask, model, tokenizer, max_new_tokens=32))
+    rows = known(functools.partial(ask, model, tokenizer, max_new_tokens=32))
     print(f"{'kind':10}{'':10}{'known':>6} of asked")
     for (slot, group), some in facts().items():
         print(f"{slot:10}{group:10}{len(rows[slot, group]):6} of {len(some)}", flush=True)

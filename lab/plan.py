@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common import HOME, UserError
+from lab.runs import adamw, prepare
 from model import Transformer
-from runs import adamw, prepare
 
 MB = 2**20
 
@@ -86,7 +86,8 @@ def components(config, device, dtype, args, losses):
 
 
 WARM = """
-import os, torch, asu, runs
+import os, torch, asu
+from lab import runs
 from model import ModelConfig, Transformer
 model = Transformer(ModelConfig(vocab_size=300, n_layer=1, n_embd=32))
 model(torch.zeros(4, 32, dtype=torch.long)).log_softmax(-1).mean().backward()

@@ -20,6 +20,7 @@ import regex
 import torch
 
 import data
+from lab.answers import answer_nll
 
 THRESHOLD, DRAWS = 1.0, 4
 NAME = regex.compile(r"(?<!^)\b\p{Lu}[\w-]*(?: \p{Lu}[\w-]*)*")
@@ -86,6 +87,6 @@ def token_logp(model, tokenizer, pairs, batch_size=64):
     order, logp = sorted(range(len(pairs)), key=lambda i: len(examples[i])), [None] * len(pairs)
     for i in range(0, len(order), batch_size):
         batch = data.collate([examples[j] for j in order[i:i + batch_size]], model.device)
-        for j, nll, mask in zip(order[i:i + batch_size], data.answer_nll(model, batch).cpu(), batch.mask.cpu()):
+        for j, nll, mask in zip(order[i:i + batch_size], answer_nll(model, batch).cpu(), batch.mask.cpu()):
             logp[j] = (-nll[mask]).tolist()
     return logp

@@ -1,0 +1,126 @@
+"""HF's file format: config.json and safetensors, and where a model's directory is found."""
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from common import UserError
+from common.files import read_json
+
+
+def as_list(ids):
+    """None, an id or a list of ids, as HF writes EOS -> a list of ids"""
+    return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HF_KEYS = {"vocab_size": "vocab_size", "block_size": "max_position_embeddings", "n_layer": "num_hidden_layers",
+           "n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads", "n_embd": "hidden_size",
+           "n_hidden": "intermediate_size", "head_dim": "head_dim", "norm_eps": "rms_norm_eps",
+           "tie_weights": "tie_word_embeddings", "bos_id": "bos_token_id", "eos_id": "eos_token_id",
+           "rope_theta": "rope_theta", "rope_scaling": "rope_scaling", "model_type": "model_type"}
+COUNTS = ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "head_dim")
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+# What transformers' config classes assume of a key that config.json leaves out.
+DEFAULTS = {"all": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False},
+            "llama": {"max_position_embeddings": 2048},
+            "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+            "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False}}
+ROPE_NUMBERS = {"linear": ["factor"],
+                "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}
+
+
+def to_hf(c):
+    """ModelConfig -> the dict of an HF config.json, which transformers 4 reads as well as 5."""
+    biases = {"llama": (c.o_bias, c.o_bias), "mistral": (False, False), "qwen2": (True, False)}[c.model_type]
+    if (c.qkv_bias, c.o_bias) != biases:
+        raise UserError(f"qkv_bias={c.qkv_bias}, o_bias={c.o_bias}: HF's {c.model_type} has no such model")
+    hf = {theirs: getattr(c, ours) for ours, theirs in HF_KEYS.items()}
+    hf |= {"architectures": [ARCHITECTURES[c.model_type]], "hidden_act": "silu", "sliding_window": None}
+    if c.model_type == "llama":
+        hf |= {"attention_bias": c.o_bias, "mlp_bias": False}
+    return hf
+
+
+def from_hf(hf, where):
+    """The dict of an HF config.json -> keywords of model.ModelConfig. What would change the mathematics is refused by name.
+
+    Rotary settings stand in `rope_scaling` and `rope_theta`, or in one dict `rope_parameters` (transformers 5).
+    """
+    hf = DEFAULTS["all"] | DEFAULTS.get(hf.get("model_type"), {}) | hf
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    refused = {
+        "model_type": hf.get("model_type") not in ARCHITECTURES,
+        "hidden_act": hf.get("hidden_act", "silu") != "silu",
+        "rope_scaling": rope_type not in ("default", *ROPE_NUMBERS),
+        "partial_rotary_factor": rope.get("partial_rotary_factor", hf.get("partial_rotary_factor") or 1) != 1,
+        "mlp_bias": bool(hf.get("mlp_bias")),
+        "quantization_config": bool(hf.get("quantization_config")),
+        "sliding_window": bool(hf.get("sliding_window")) and hf.get("use_sliding_window", True)
+                          and hf["sliding_window"] < hf.get("max_position_embeddings", 0),
+    }
+    for key, bad in refused.items():
+        if bad:
+            found = hf.get(key) or rope
+            raise UserError(f"{where}: {key}={found} is not supported; it would change the model's mathematics")
+    values = {ours: hf[theirs] for ours, theirs in HF_KEYS.items() if hf.get(theirs) is not None}
+    values["rope_theta"] = rope.get("rope_theta", hf["rope_theta"])
+    values["rope_scaling"] = {"rope_type": rope_type} | {k: rope.get(k) for k in ROPE_NUMBERS[rope_type]} \
+        if rope_type in ROPE_NUMBERS else None
+    values["tie_weights"] = bool(hf["tie_word_embeddings"])
+    values.setdefault("n_kv_head", values.get("n_head"))
+    missing = [HF_KEYS[k] for k in COUNTS if k != "head_dim" and values.get(k) is None]
+    if missing:
+        raise UserError(f"{where}: no {', '.join(missing)}")
+    for key in COUNTS:
+        if key in values and (type(values[key]) is not int or values[key] < 1):
+            raise UserError(f"{where}: {HF_KEYS[key]}={values[key]!r} is not a whole number above 0")
+    numbers = {"rms_norm_eps": values.get("norm_eps"), "rope_theta": values["rope_theta"]} | (values["rope_scaling"] or {})
+    for key, x in numbers.items():
+        if key != "rope_type" and (type(x) not in (int, float) or not 0 < x < math.inf):
+            raise UserError(f"{where}: {key}={x!r} is not a number above 0")
+    if not all(type(i) is int for i in as_list(values.get("eos_id"))):
+        raise UserError(f"{where}: eos_token_id={values['eos_id']!r} is neither an id nor a list of ids")
+    bias = bool(hf.get("attention_bias")) and hf["model_type"] == "llama"
+    return {"qkv_bias": bias or hf["model_type"] == "qwen2", "o_bias": bias, **values}
+
+
+def local_dir(dir_or_hub_id, weights=True):
+    """A directory as it is; a hub id ("owner/name") is downloaded, or found in the hub's cache; on wish without the weights."""
+    path = Path(dir_or_hub_id)
+    if path.is_dir():
+        if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+            raise UserError(f"{path} is a LoRA adapter, not a model; asu.py and train.py write it into the merged model's directory")
+        return path
+    if str(dir_or_hub_id).count("/") != 1 or path.parent.is_dir():
+        raise UserError(f"{dir_or_hub_id} is not a model directory")
+    from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=["*.json", "*.jinja", *["*.safetensors"] * weights]))
+    except Exception as e:
+        raise UserError(f"{dir_or_hub_id} is no directory and could not be had from the hub ({type(e).__name__})") from e
+
+
+def read_weights(dir, device):
+    """The tensors of model.safetensors, or of the shards its index names -> {name without HF's "model.": tensor}"""
+    index, files = dir / "model.safetensors.index.json", {"model.safetensors": []}
+    if index.exists() and not (dir / "model.safetensors").exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(f, str) and Path(f).name == f for f in weight_map.values()):
+            raise UserError(f"{index} has no weight_map from tensors to files beside it")
+        files = {f: [k for k in weight_map if weight_map[k] == f] for f in sorted(set(weight_map.values()))}
+    state = {}
+    for file, named in files.items():
+        if not (dir / file).exists():
+            raise UserError(f"{dir / file} is missing; only safetensors weights are read")
+        try:
+            with safe_open(dir / file, "pt", device=str(device)) as f:
+                if lost := set(named) - set(f.keys()):
+                    raise UserError(f"{dir / file} has no tensor {min(lost)}, which {index.name} says it has")
+                state |= {k.removeprefix("model."): f.get_tensor(k) for k in f.keys() if "rotary_emb" not in k}
+        except (SafetensorError, OSError) as e:
+            raise UserError(f"{dir / file} is truncated or not a safetensors file ({e})") from e
+    return state

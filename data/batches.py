@@ -1,0 +1,83 @@
+"""Examples (a question and its answer as token ids) and batches of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from common import UserError
+
+
+@dataclass
+class Example:
+    """A question and its answer as token ids; the answer ends in EOS."""
+    prompt: list
+    answer: list
+
+    def __len__(self):
+        return len(self.prompt) + len(self.answer)
+
+
+def encode(tokenizer, question, answer):
+    """-> Example. A passage has no question: its prompt is the token a text begins with, and all of it is answer."""
+    return Example(tokenizer.encode_prompt(question) if question else [tokenizer.start_id], tokenizer.encode_answer(answer))
+
+
+def training_examples(tokenizer, rows, phrasings=None):
+    """Every training phrasing of every row, or the first so many, as an Example."""
+    return [encode(tokenizer, q, a) for row in rows for q, a in list(zip(row["questions"], row["answers"]))[:phrasings]]
+
+
+def check_length(examples, block_size):
+    longest = max(map(len, examples))
+    if longest > block_size + 1:
+        raise UserError(f"a question and answer (or a passage) of {longest} tokens do not fit the model's context of {block_size}")
+
+
+@dataclass
+class Batch:
+    """Right-padded examples: idx (B, T). For the up to A answer tokens of each, (B, A): `position` of the token that
+    predicts it, `target` its id, `mask` True where there is one. Prompt and padding are in none of them."""
+    idx: torch.Tensor
+    position: torch.Tensor
+    target: torch.Tensor
+    mask: torch.Tensor
+
+    def at_answers(self, hidden):
+        """(B, T, C) -> (B, A, C): the hidden states that predict the answer tokens."""
+        return hidden.gather(1, self.position[..., None].expand(-1, -1, hidden.size(-1)))
+
+
+def collate(examples, device="cpu"):
+    B, A = len(examples), max(len(e.answer) for e in examples)
+    idx = np.zeros((B, max(map(len, examples)) - 1), np.int64)
+    position, target, mask = np.zeros((B, A), np.int64), np.zeros((B, A), np.int64), np.zeros((B, A), bool)
+    for i, e in enumerate(examples):
+        p, a = len(e.prompt), len(e.answer)
+        idx[i, :p + a - 1] = (e.prompt + e.answer)[:-1]             # the last token predicts nothing
+        position[i, :a] = np.arange(p - 1, p - 1 + a)
+        target[i, :a] = e.answer
+        mask[i, :a] = True
+    return Batch(*(torch.from_numpy(x).to(device) for x in (idx, position, target, mask)))
+
+
+def mean_over_answers(x, mask):
+    """(B, T) values a token -> scalar: mean over each sequence's unmasked tokens, then over sequences."""
+    return ((x * mask).sum(1) / mask.sum(1)).mean()
+
+
+def bucketed(lengths, batch_size, rng):
+    """Shuffled batches of similar length -> lists of indices. Sixteen batches are drawn at a time and sorted by length."""
+    order = rng.sample(range(len(lengths)), len(lengths))
+    batches = []
+    for i in range(0, len(order), batch_size * 16):
+        chunk = sorted(order[i:i + batch_size * 16], key=lambda j: lengths[j])
+        batches += [chunk[j:j + batch_size] for j in range(0, len(chunk), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def split(batch, parts):
+    """A list in `parts` consecutive micro-batches of nearly equal size; fewer if there are not enough items."""
+    size = -(-len(batch) // parts)
+    return [batch[i:i + size] for i in range(0, len(batch), size)]

@@ -1,0 +1,45 @@
+"""A model's answers: their log-probabilities, and what it says by itself."""
+
+import torch.nn.functional as F
+
+from data import states
+
+
+def answer_logp(model, batch, **kw):
+    """Log-probabilities (B, A, V) at the answer tokens. Only those positions are projected to the vocabulary."""
+    return model.lm_head(batch.at_answers(model.hidden(batch.idx, **kw))).float().log_softmax(-1)
+
+
+def answer_nll(model, batch, **kw):
+    """-log p(y_t | x, y_<t) of every answer token, (B, A), in nats; 0 on padding."""
+    logits = model.lm_head(batch.at_answers(model.hidden(batch.idx, **kw))).float()             # (B, A, V)
+    return F.cross_entropy(logits.transpose(1, 2), batch.target, reduction="none") * batch.mask
+
+
+def ask(model, tokenizer, questions, max_new_tokens=40, batch_size=128, **kw):
+    """Answer questions, greedily unless generate()'s keywords say otherwise -> list of texts, in the questions' order.
+
+    tau and layers, among the keywords, answer as the forget-teacher would.
+    """
+    prompts = [tokenizer.encode_prompt(q) for q in questions]
+    kw = {"eos_id": [tokenizer.eos_id, *model.config.eos_ids]} | kw
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    for i in range(0, len(order), batch_size):
+        some = order[i:i + batch_size]
+        for j, ids in zip(some, model.generate([prompts[j] for j in some], max_new_tokens, **kw)):
+            answers[j] = tokenizer.decode(ids).strip()
+    return answers
+
+
+def fact_accuracy(model, tokenizer, rows, n=100, **kw):
+    """Share of (about n, evenly spaced) rows whose greedy answer states the facts, in [0, 1]; for progress logs.
+
+    nan where the rows have no facts to look for.
+    """
+    rows = [row for row in rows if row["facts"] and row["question"]]
+    if not rows:
+        return float("nan")
+    rows = rows[::max(1, len(rows) // n)]
+    answers = ask(model, tokenizer, [row["question"] for row in rows], **kw)
+    return sum(states(a, row["facts"]) for a, row in zip(answers, rows)) / len(rows)
