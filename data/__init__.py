@@ -24,6 +24,7 @@ from data.batches import (
     Batch,
     Example,
     bucketed,
+    by_length,
     check_length,
     collate,
     encode,

@@ -66,6 +66,15 @@ def mean_over_answers(x, mask):
     return ((x * mask).sum(1) / mask.sum(1)).mean()
 
 
+def by_length(items, batch_size):
+    """Batches of similar length, the shortest first, so that little is padding -> [(numbers, items)].
+
+    by_length(["abc", "d", "ef"], 2) -> [([1, 2], ["d", "ef"]), ([0], ["abc"])]"""
+    numbers = sorted(range(len(items)), key=lambda i: len(items[i]))
+    parts = [numbers[i:i + batch_size] for i in range(0, len(numbers), batch_size)]
+    return [(part, [items[i] for i in part]) for part in parts]
+
+
 def bucketed(lengths, batch_size, rng):
     """Shuffled batches of similar length -> lists of indices. Sixteen batches are drawn at a time and sorted by length."""
     order = rng.sample(range(len(lengths)), len(lengths))
