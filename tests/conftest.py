@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import data
+from common import cli
 from lab.answers import answer_nll
 from model import ModelConfig, Transformer
 
@@ -17,6 +18,23 @@ TINY = "@config/tiny.args"
 
 def command(script, *flags):
     return [sys.executable, str(HOME / script), TINY, *flags]
+
+
+def call(script, *flags):
+    """script.main() with these flags in this process; exit codes and messages as on the command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [Path(script.__file__).name, *map(str, flags)])
+        cli.run(script.main)
+
+
+def refused(capsys, script, *flags):
+    """-> the one line that answers a user's mistake."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        call(script, *flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "Traceback" not in error, error
+    return error
 
 
 def small_model(seed=0, **changes):

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import asu
-import common
 import data
 import train
+from common import cli
 from experiments import analyze
 from lab.answers import answer_nll
 from tests.conftest import small_model
@@ -112,7 +112,7 @@ def test_a_map_has_one_row_for_each_token_to_predict(model, tokenizer, examples)
 # ----------------------------------------------------------------------------------------------- smoke run
 def call(monkeypatch, module, *flags):
     monkeypatch.setattr(sys, "argv", [f"{module.__name__.split('.')[-1]}.py", "@config/tiny.args", *flags])
-    common.run(module.main)
+    cli.run(module.main)
 
 
 @pytest.fixture(scope="module")

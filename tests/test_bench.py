@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import common
 import data
+from common import cli
 from experiments import bench
 from tests.conftest import small_model
 
@@ -19,7 +19,7 @@ ARGS = Namespace(device="cpu", dtype="float32", batch_size=3, repeats=1, seed=0,
 
 def call(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["bench.py", *flags])
-    common.run(bench.main)
+    cli.run(bench.main)
 
 
 def test_every_recipe_is_the_same_losses_and_gradients():

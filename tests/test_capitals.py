@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-import common
 import data
+from common import cli
 from data.world import CAPITALS
 from experiments import capitals
 from lab import runs
@@ -131,7 +131,7 @@ def place(tmp_path, tokenizer):
 def call(monkeypatch, place, *flags):
     given = (f"--run={place / 'model'}", f"--out={place / 'data'}", "--device=cpu")
     monkeypatch.setattr(sys, "argv", ["capitals.py", *given, *flags])
-    common.run(capitals.main)
+    cli.run(capitals.main)
 
 
 def test_the_command_writes_what_is_known(place, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import common
+from common import cli
 from experiments import ablate, compare, continual, trials, worlds
 
 FLAGS = ["--train_flags=@config/tiny.args", "--n_authors=20", "--max_rows=20", "--jobs=1"]
@@ -16,7 +16,7 @@ FLAGS = ["--train_flags=@config/tiny.args", "--n_authors=20", "--max_rows=20", "
 
 def call(monkeypatch, module, *flags):
     monkeypatch.setattr(sys, "argv", [f"{module.__name__.split('.')[1]}.py", *flags])
-    common.run(module.main)
+    cli.run(module.main)
 
 
 def trial(kept, gap):

@@ -7,11 +7,10 @@ import sys
 import pytest
 
 import asu
-import common
 import data
 import eval
-from data import facts
-from lab import choose, runs
+from common import cli
+from lab import choose, facts, runs
 from tests.conftest import TINY, memorise, small_model
 
 SHARED = {"novels", "Prize", "The", "Songs", "of", "Beyond", "the", "University", "Professor"}     # parts that all values share
@@ -119,7 +118,7 @@ def place(tmp_path, knows, tokenizer, rows):
 
 def call(monkeypatch, script, place, *flags):
     monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", TINY, f"--out={place}", f"--data={place / 'plain'}", *flags])
-    common.run(script.main)
+    cli.run(script.main)
 
 
 def test_the_report_of_data_without_facts_says_what_its_spans_are(place, knows, tokenizer, rows, monkeypatch, capsys):

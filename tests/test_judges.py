@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 
-import common
 import eval
+from common import cli
 from lab import judges
 from tests.conftest import TINY
 
@@ -134,7 +134,7 @@ def test_the_papers_utility_and_efficacy_by_hand():
 # ------------------------------------------------------------------------------------------- the command line
 def call(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["eval.py", TINY, "--max_rows=6", *flags])
-    common.run(eval.main)
+    cli.run(eval.main)
 
 
 def refused(monkeypatch, capsys, *flags):

@@ -14,11 +14,11 @@ import torch
 import transformers
 
 import asu
-import common
 import data
 import eval
 import sample
 import train
+from common import cli, files
 from lab import runs
 from lab.answers import ask
 from tests.conftest import HOME, TINY, command, small_model
@@ -31,7 +31,7 @@ def weights(path):
 def call(monkeypatch, script, *flags):
     """script.main() with flags, in this process; exit codes and messages as on the command line."""
     monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *flags])
-    common.run(script.main)
+    cli.run(script.main)
 
 
 def refused(monkeypatch, capsys, script, *flags):
@@ -50,7 +50,7 @@ def test_the_main_job_leaves_what_the_readme_says(out):
         assert record["kind"] == ("unlearned" if name == "asu_gd" else name)
         assert record["seconds"] > 0 and record["tokens"] > 0 and record["peak_mb"] > 50 and record["curve"]
         assert record["settings"]["seed"] == 0 and record["versions"]["torch"] == torch.__version__
-        assert record["model_sha256"] == common.sha256(out / name / "model.safetensors")
+        assert record["model_sha256"] == files.sha256(out / name / "model.safetensors")
     target, unlearned = (runs.read_run(out / name) for name in ("target", "asu_gd"))
     assert unlearned["parent_sha256"] == target["model_sha256"] and unlearned["data_sha256"] == target["data_sha256"]
     assert {"forget_loss", "retain_loss", "forget_fact_accuracy", "retain_fact_accuracy", "seconds"} <= unlearned["curve"][0].keys()
@@ -326,12 +326,12 @@ def test_a_full_disk_leaves_the_old_files(out, tmp_path, monkeypatch, capsys):
 
 
 def test_files_and_directories_appear_whole_or_not_at_all(tmp_path):
-    common.write_file(tmp_path / "file", "old")
+    files.write_file(tmp_path / "file", "old")
     with pytest.raises(TypeError):
-        common.write_file(tmp_path / "file", 3)
-    with common.whole_dir(tmp_path / "dir") as d:
+        files.write_file(tmp_path / "file", 3)
+    with files.whole_dir(tmp_path / "dir") as d:
         (d / "a").write_text("first")
-    with pytest.raises(RuntimeError), common.whole_dir(tmp_path / "dir") as d:
+    with pytest.raises(RuntimeError), files.whole_dir(tmp_path / "dir") as d:
         (d / "a").write_text("second")
         raise RuntimeError
     assert (tmp_path / "file").read_text() == "old" and (tmp_path / "dir/a").read_text() == "first"
@@ -339,7 +339,7 @@ def test_files_and_directories_appear_whole_or_not_at_all(tmp_path):
 
 
 def test_a_directory_survives_an_interruption_between_its_two_renames(tmp_path, monkeypatch):
-    with common.whole_dir(tmp_path / "dir") as d:
+    with files.whole_dir(tmp_path / "dir") as d:
         (d / "a").write_text("first")
     rename = Path.rename
 
@@ -348,7 +348,7 @@ def test_a_directory_survives_an_interruption_between_its_two_renames(tmp_path, 
             raise KeyboardInterrupt
         return rename(path, to)
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), common.whole_dir(tmp_path / "dir") as d:
+    with pytest.raises(KeyboardInterrupt), files.whole_dir(tmp_path / "dir") as d:
         (d / "a").write_text("second")
     assert (tmp_path / "dir/a").read_text() == "first" and len(list(tmp_path.iterdir())) == 1
 
@@ -361,8 +361,8 @@ def test_a_preset_that_is_not_text(tmp_path, monkeypatch, capsys):
 def test_presets(tmp_path):
     preset = tmp_path / "p.args"
     preset.write_text("# why\n--seed=3\nasu.py --tau=2  # for one script\n\n")
-    assert common.expand_preset(f"@{preset}", "asu.py") == ["--seed=3", "--tau=2"]
-    assert common.expand_preset(f"@{preset}", "eval.py") == ["--seed=3"]
+    assert cli.expand_preset(f"@{preset}", "asu.py") == ["--seed=3", "--tau=2"]
+    assert cli.expand_preset(f"@{preset}", "eval.py") == ["--seed=3"]
 
 
 def test_learning_rate_warms_up_and_falls_to_nearly_nothing():

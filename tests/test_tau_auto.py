@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import asu
-import common
 import data
+from common import cli
 from lab import choose, runs
 from lab.answers import answer_nll
 from tests.conftest import memorise, small_model
@@ -123,7 +123,7 @@ def test_rows_without_facts_are_refused(memoriser, tokenizer, rows):
 # ------------------------------------------------------------------------------------------- the command line
 def call(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["asu.py", *TINY, *flags])
-    common.run(asu.main)
+    cli.run(asu.main)
 
 
 def refused(monkeypatch, capsys, *flags):
