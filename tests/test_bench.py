@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 from common import cli
 from experiments import bench
-from tests.conftest import small_model
+from tests.conftest import HOME, small_model
 
 SHAPE = dict(vocab_size=600, block_size=128, n_layer=2, n_head=4, n_kv_head=2, n_embd=64, n_hidden=96, eos_id=599, init_std=0.3)
 ARGS = Namespace(device="cpu", dtype="float32", batch_size=3, repeats=1, seed=0, data_seed=0, new_tokens=3)
@@ -93,7 +93,7 @@ def test_llama_shapes_have_the_sizes_that_their_names_say():
 
 
 def test_the_train_part_measures_the_scratch_model():
-    row = bench.train_row(ARGS, [f"@{common.HOME}/config/tiny.args", "--n_layer=1", "--n_embd=16", "--vocab_size=300"], 64)
+    row = bench.train_row(ARGS, [f"@{HOME}/config/tiny.args", "--n_layer=1", "--n_embd=16", "--vocab_size=300"], 64)
     assert row["tokens_per_s"] > 0 and row["share"] > 0
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import data
-from common import cli
+from common import UserError, cli
 from data.world import CAPITALS
 from experiments import capitals
 from lab import runs
@@ -166,5 +166,5 @@ def test_refusals_are_one_line_and_leave_nothing(place, monkeypatch, capsys, fla
     (["europe"], "this model knows 0 capitals of other continents; at least 10"),
     (["europe", "asia"], "this model knows 0 other facts; at least 5")])
 def test_too_little_beside_it_is_refused_too(rows, slots, message):
-    with pytest.raises(common.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         capitals.divide({key: some if key[1] in slots else [] for key, some in rows.items()}, "europe")

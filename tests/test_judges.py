@@ -15,7 +15,7 @@ import transformers
 import eval
 from common import cli
 from lab import judges
-from tests.conftest import TINY
+from tests.conftest import HOME, TINY
 
 WORDS = "the father of mira was a an baker judge engineer she he writes in lima rome . ?".split()
 PAIRS = [("mira writes in lima .", "she writes in rome ."), ("the father was a baker .", "mira was a judge ."), ("lima", "he"),
@@ -185,7 +185,7 @@ def test_networks_that_are_none_get_one_line(out, tmp_path, encoder, monkeypatch
 
 def test_transformers_is_imported_only_when_asked_for():
     code = "import sys, eval; sys.exit('transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=common.HOME).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=HOME).returncode == 0
 
 
 # ------------------------------------------------------------------------------------------------ MiniLM itself
