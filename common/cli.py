@@ -68,6 +68,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv=None):
         argv = [a for arg in (sys.argv[1:] if argv is None else argv) for a in expand_preset(arg, self.prog)]
         args, unknown = self.parse_known_args(argv)
+        self.given = {a.dest for a in self._actions if {arg.split("=")[0] for arg in argv} & set(a.option_strings)}
         if processes()[1] > 1 and "shard" not in args:
             self.error("this runs in one process; start it without torchrun")
         if unknown:
@@ -95,6 +96,11 @@ def training_flags(p, batch_size_help):
     add("--resume", action="store_true", help="go on where an interrupted run stopped; what is finished is kept")
     add("--shard", action="store_true", help="under torchrun: divide weights and optimizer state between the processes (FSDP2)")
     add("--plan", action="store_true", help="only say what memory the run would take, by component")
+
+
+def settings(args, *others):
+    """The flags that a run's result depends on -> dict. others: more flags that do not count."""
+    return {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "out", "device", "shard", *others)}
 
 
 def expand_preset(arg, script):

@@ -10,9 +10,11 @@ from common import UserError
 
 @dataclass
 class Example:
-    """A question and its answer as token ids; the answer ends in EOS."""
+    """A question and its answer as token ids; the answer ends in EOS. refusal: the same question, refused, for methods
+    that teach that."""
     prompt: list
     answer: list
+    refusal: "Example | None" = None
 
     def __len__(self):
         return len(self.prompt) + len(self.answer)

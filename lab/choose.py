@@ -23,10 +23,11 @@ def tau_flag(text):
     return text if text == "auto" else number(float, 0, math.inf, "a number above 0, nor auto", open_end=True)(text)
 
 
-def smoothing(model, tokenizer, forget, rows, tau, layers, heads):
+def smoothing(model, tokenizer, forget, rows, tau, layers, heads, phrasings=None):
     """--tau, --layers, --heads as flags -> (tau: a number or a table, layers) as model.attention_scales takes them.
 
     forget: the rows to be forgotten, rows: the DataSet they are of. Facts that the data does not name are found first."""
+    forget = [row | {key: row[key][:phrasings] for key in ("questions", "answers")} for row in forget]
     if "auto" in (tau, heads) and not all(row["facts"] for row in forget):
         forget = named(find_facts(model, tokenizer, forget, rows.retain))
     layers = layer_numbers(layers, model.config.n_layer)

@@ -68,12 +68,12 @@ def micro_batches(batch, parts):
         yield (pieces[i], len(pieces[i])) if i < len(pieces) else (batch[:1], 0)
 
 
-def total(loss, tokens, numbers):
-    """The sums over all processes of a loss, a count of tokens and a dict of numbers."""
+def total(loss, tokens):
+    """The sums over all processes of a loss and a count of tokens."""
     if world_size == 1:
-        return loss, tokens, numbers
-    sums = reduced([loss, tokens, *numbers.values()], dist.ReduceOp.SUM)
-    return sums[0], int(sums[1]), dict(zip(numbers, sums[2:]))
+        return loss, tokens
+    loss, tokens = reduced([loss, tokens], dist.ReduceOp.SUM)
+    return loss, int(tokens)
 
 
 def largest(number):
