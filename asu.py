@@ -108,7 +108,7 @@ def asks(loss):
 
 def smooths(method):
     """Whether a method has a forget-teacher."""
-    return any(name.startswith("teacher_") for name in asks(METHODS[method]))
+    return any(name.removeprefix("refused_").startswith("teacher_") for name in asks(METHODS[method]))
 
 
 # ------------------------------------------------------------------------------------------------- theta_0
