@@ -392,7 +392,7 @@ def memory(args, parent, device, dtype, rows):
 
 def taken_names():
     """Names in OUT that other parts of the repository write."""
-    return {"base", "target", "retrained", "data", *(path.stem for path in (HOME / "experiments").glob("*.py"))}
+    return {"base", "target", "retrained", "data", *(path.stem for path in (HOME / "experiments").glob("[a-z]*.py"))}
 
 
 def main():
