@@ -1,0 +1,76 @@
+"""The documents say what is there: the README's blocks run, its quotations stand in the code, its links lead somewhere."""
+
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from lab.runs import read_run
+from tests.conftest import HOME
+
+README = (HOME / "README.md").read_text()
+PAGES = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def blocks(text):
+    """The fenced python blocks of a page -> [(the line of text before it, the code)]"""
+    found = re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    return [(text[:match.start()].rstrip().rpartition("\n")[2], match[1]) for match in found]
+
+
+def test_the_readme_holds_the_two_commands_each_once_and_is_short():
+    lines = README.splitlines()
+    for command in ("pip install -r requirements.txt && python train.py && python asu.py && python eval.py",
+                    "pip install -r requirements.txt && pytest"):
+        assert lines.count(command) == 1
+    assert len(README.split()) <= 2200
+
+
+@pages
+def test_every_link_and_every_file_of_ours_that_is_named_exists(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith(("http", "#")):
+            assert (page.parent / link.partition("#")[0]).exists(), link
+    for file in re.findall(r"`([\w/.]+\.py)`", text):
+        assert (HOME / file).exists() or (page.parent / file).exists(), file
+
+
+def test_every_test_that_a_page_names_exists():
+    tests = {name for file in (HOME / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert len(named) > 5 and named <= tests
+
+
+def test_the_loop_that_the_readme_quotes_is_the_one_in_asu():
+    ours = [line.strip() for line in (HOME / "asu.py").read_text().splitlines()]
+    quoted = [code for before, code in blocks(README) if "`asu.py`" in before and "for step in" in code]
+    assert quoted
+    for code in quoted:
+        at = 0
+        for line in filter(str.strip, code.splitlines()):
+            assert line.strip() in ours[at:], line
+            at = ours.index(line.strip(), at) + 1
+
+
+def test_a_loss_is_added_as_the_readme_says(out, tmp_path):
+    [code] = [code for _, code in blocks(README) if code.endswith('LOSSES["unlikelihood"] = unlikelihood\n')]
+    for item in [*HOME.glob("*.py"), HOME / "config", HOME / "experiments"]:
+        copied = shutil.copytree if item.is_dir() else shutil.copy
+        copied(item, tmp_path / item.name)
+    for folder in ("common", "data", "lab"):
+        shutil.copytree(HOME / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "baselines.py", "a") as f:
+        f.write(f"\n\n{code}")
+    flags = [f"--run={out / 'target'}", "--out=out", "--method=unlikelihood", "--epochs=1"]
+    done = subprocess.run([sys.executable, "asu.py", "@config/tiny.args", *flags], capture_output=True, text=True, cwd=tmp_path,
+                          env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
+    assert done.returncode == 0, done.stderr
+    record = read_run(tmp_path / "out/unlikelihood_gd")
+    assert record["kind"] == "unlearned" and record["settings"]["method"] == "unlikelihood"
+    assert math.isfinite(record["curve"][0]["forget_loss"]) and record["curve"][0]["forget_loss"] > 0
