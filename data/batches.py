@@ -88,6 +88,18 @@ def bucketed(lengths, batch_size, rng):
     return batches
 
 
+def paired_batches(forget, retain, epochs, batch_size, rng):
+    """Numbers of examples to unlearn and to retain, a list of pairs for each step -> [[(i, j)]].
+
+    An epoch passes over forget once, in batches of similar length; retain comes again only when all of it has come."""
+    batches = [b for _ in range(epochs) for b in bucketed([len(e) for e in forget], batch_size, rng)]
+    queue = []
+    while retain and len(queue) < epochs * len(forget):
+        queue += [j for b in bucketed([len(e) for e in retain], batch_size, rng) for j in b]
+    queue = iter(queue)
+    return [[(i, next(queue, None)) for i in batch] for batch in batches]
+
+
 def split(batch, parts):
     """A list in `parts` consecutive micro-batches of nearly equal size; fewer if there are not enough items."""
     size = -(-len(batch) // parts)
