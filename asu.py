@@ -233,7 +233,8 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     print(f"{method}: {len(forget)} forget and {len(retain)} retain examples, {epochs} epochs, {steps} steps of "
           f"{batch_size} + {batch_size}" + f", teacher {teacher}" * smooths(method), flush=True)
     model.train()
-    for step in range(log.begin(model, optimizer, steps, every=steps // max(1, epochs)), steps):
+    first = log.begin(model, optimizer, steps, every=steps // max(1, epochs))
+    for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, steps, lr, warmup)
         for part, n in parallel.micro_batches(batches[step], micro_batches):

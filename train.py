@@ -80,7 +80,8 @@ def fit(model, batches, args, lr, log):
     loss is not finite."""
     optimizer, steps = adamw(parallel.settled(model), lr, args.weight_decay, args.optimizer_dtype), len(batches)
     model.train()
-    for step in range(log.begin(model, optimizer, steps, every=-(-steps // 8)), steps):
+    first = log.begin(model, optimizer, steps, every=-(-steps // 8))
+    for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, steps, lr, args.warmup)
         for examples, n in parallel.micro_batches(batches[step], args.micro_batches):
