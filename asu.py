@@ -223,12 +223,12 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     forget = with_refusals(forget, forget_loss, refusals, rng)
     retain = with_refusals(retain, retain_loss, refusals, rng)
     data.check_length([*forget, *(retain if retain_loss else ())], model.config.block_size)
-    batches = [[(forget[i], retain[j] if retain_loss else None) for i, j in batch] for batch in numbers]
-    drawn, steps = {id(example) for batch in batches for pair in batch for example in pair}, len(batches)
+    batches, steps = [[(forget[i], retain[j] if retain else None) for i, j in batch] for batch in numbers], len(numbers)
+    drawn = {j for batch in numbers for _, j in batch}
 
     theta_0 = Frozen(teacher_model or model, tau, layers, alpha, hidden_layer, live=teacher == "live")
-    theta_0.remember(forget_loss, [example for example in forget if id(example) in drawn])
-    theta_0.remember(retain_loss, [example for example in retain if id(example) in drawn])
+    theta_0.remember(forget_loss, forget)
+    theta_0.remember(retain_loss, [retain[j] for j in set(drawn)] if retain_loss else [])
     optimizer = adamw(parallel.settled(model), lr, weight_decay, optimizer_dtype)
     print(f"{method}: {len(forget)} forget and {len(retain)} retain examples, {epochs} epochs, {steps} steps of "
           f"{batch_size} + {batch_size}" + f", teacher {teacher}" * smooths(method), flush=True)
