@@ -228,7 +228,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
 
     theta_0 = Frozen(teacher_model or model, tau, layers, alpha, hidden_layer, live=teacher == "live")
     theta_0.remember(forget_loss, forget)
-    theta_0.remember(retain_loss, [retain[j] for j in set(drawn)] if retain_loss else [])
+    theta_0.remember(retain_loss, [retain[j] for j in sorted(drawn)] if retain_loss else [])
     optimizer = adamw(parallel.settled(model), lr, weight_decay, optimizer_dtype)
     print(f"{method}: {len(forget)} forget and {len(retain)} retain examples, {epochs} epochs, {steps} steps of "
           f"{batch_size} + {batch_size}" + f", teacher {teacher}" * smooths(method), flush=True)
