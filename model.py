@@ -1,7 +1,7 @@
 """The Llama-family transformer, with one thing added: the temperature tau of its attention softmax.
 
-RMSNorm, rotary positions, SwiGLU, grouped-query attention, tied or untied head, optional attention biases. Module names are
-HF's, so a state dict is an HF checkpoint. This file knows nothing of unlearning.
+RMSNorm, rotary positions, SwiGLU, grouped-query attention, tied or untied head, optional attention biases. Module names
+are HF's, so a state dict is an HF checkpoint. This file knows nothing of unlearning.
 
 Shapes: B batch, T time, S time of the keys, C = n_embd, nh heads, nkv key/value heads, hs = C / nh, V vocabulary.
 """
@@ -83,8 +83,9 @@ def attention_scales(tau, layers, n_layer, n_head, hs):
 def attend(q, k, v, scale, mask=None, explicit=False):
     """softmax(scale * q k^T + mask) v -> ((B, nh, T, hs), weights (B, nh, T, S) or None).
 
-    q (B, nh, T, hs); k, v (B, nkv, S, hs). scale: a number or (nh, 1, 1). mask: True where a query may look, broadcast to
-    (B, nh, T, S); None is causal. The explicit path is the formula, the other is PyTorch's fused kernel: same result.
+    q (B, nh, T, hs); k, v (B, nkv, S, hs). scale: a number or (nh, 1, 1). mask: True where a query may look, broadcast
+    to (B, nh, T, S); None is causal. The explicit path is the formula, the other is PyTorch's fused kernel: same
+    result.
     """
     shared = q.size(1) // k.size(1)                         # query heads to each key/value head
     if shared > 1 and (explicit or not q.is_cpu):           # the CPU's fused kernel shares them itself, with a mask or without
@@ -224,12 +225,12 @@ class Transformer(nn.Module):
 
     def hidden(self, idx, tau=1.0, layers=None, attention_mask=None, caches=None, explicit=False, weights=None,
                n_layers=None, below=None):
-        """Final hidden states, before the head: idx (B, T) -> (B, T, C). With n_layers, the residual stream after so many;
-        below = (n, x): go on from it, x (B, T, C) after the first n, which are not run again.
+        """Final hidden states, before the head: idx (B, T) -> (B, T, C). With n_layers, the residual stream after so
+        many; below = (n, x): go on from it, x (B, T, C) after the first n, which are not run again.
 
-        tau, layers: attention temperature, see attention_scales. attention_mask (B, S): False on padding, left or right;
-        S = T, or with caches all positions so far. weights: a list to which every layer's attention (B, nh, T, S) is
-        appended. Raises ValueError past block_size.
+        tau, layers: attention temperature, see attention_scales. attention_mask (B, S): False on padding, left or
+        right; S = T, or with caches all positions so far. weights: a list to which every layer's attention (B, nh, T,
+        S) is appended. Raises ValueError past block_size.
         """
         B, T = idx.shape
         past = caches[0].used if caches else 0
@@ -271,8 +272,9 @@ class Transformer(nn.Module):
                  use_cache=True):
         """Continue prompts of unequal length (lists of ids) in one batch -> lists of new ids, without the EOS.
 
-        temperature 0 is greedy, else samples from softmax(logits / temperature), from the top_k tokens if given; the same
-        seed gives the same draw. eos_id: one or several, default the config's. use_cache=False recomputes everything at every token.
+        temperature 0 is greedy, else samples from softmax(logits / temperature), from the top_k tokens if given; the
+        same seed gives the same draw. eos_id: one or several, default the config's. use_cache=False recomputes
+        everything at every token.
         """
         c, device = self.config, self.device
         stops = torch.tensor(c.eos_ids if eos_id is None else as_list(eos_id), dtype=torch.long, device=device)
@@ -309,7 +311,8 @@ class Transformer(nn.Module):
 
     # ------------------------------------------------------------------------------------------- HF files
     def save_pretrained(self, dir, state_dict=None):
-        """Write config.json and model.safetensors as HF's AutoModelForCausalLM reads them. state_dict: default the model's."""
+        """Write config.json and model.safetensors as HF's AutoModelForCausalLM reads them. state_dict: default the
+        model's."""
         dir, config = Path(dir), to_hf(self.config)
         dir.mkdir(parents=True, exist_ok=True)
         state = {k if k.startswith("lm_head") else f"model.{k}": v.contiguous()

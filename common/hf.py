@@ -45,7 +45,8 @@ def to_hf(c):
 
 
 def from_hf(hf, where):
-    """The dict of an HF config.json -> keywords of model.ModelConfig. What would change the mathematics is refused by name.
+    """The dict of an HF config.json -> keywords of model.ModelConfig. What would change the mathematics is refused by
+    name.
 
     Rotary settings stand in `rope_scaling` and `rope_theta`, or in one dict `rope_parameters` (transformers 5).
     """
@@ -89,7 +90,8 @@ def from_hf(hf, where):
 
 
 def local_dir(dir_or_hub_id, weights=True):
-    """A directory as it is; a hub id ("owner/name") is downloaded, or found in the hub's cache; on wish without the weights."""
+    """A directory as it is; a hub id ("owner/name") is downloaded, or found in the hub's cache; on wish without the
+    weights."""
     path = Path(dir_or_hub_id)
     if path.is_dir():
         if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
