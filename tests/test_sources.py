@@ -1,4 +1,4 @@
-"""The oldest Python that pyproject.toml promises runs every file: its grammar, and its standard library."""
+"""What holds for every source file: the oldest Python that is promised runs it, and it imports only downwards."""
 
 import ast
 import re
@@ -48,3 +48,32 @@ def test_what_is_too_new_is_seen():
     with pytest.raises(SyntaxError):
         ast.parse("try:\n    pass\nexcept* ValueError:\n    pass", feature_version=OLDEST)
     assert not newer_names("with open(path) as file: digest = hashlib.sha256(file.read())")
+
+
+# ------------------------------------------------------------------------------------------------------ imports
+LEVELS = [["common"], ["data"], ["model"], ["lab", "baselines"], ["asu", "train", "eval", "sample"], ["experiments"]]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+
+def imports(text):
+    """What a source imports, wherever in it it does -> the first parts of the names."""
+    modules = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules.append(node.module)
+    return [module.split(".")[0] for module in modules]
+
+
+def test_imports_go_downwards():
+    """common -> data -> model -> lab -> the scripts -> experiments, and no arrow back."""
+    assert imports("import os.path\ndef f():\n    from lab.runs import x") == ["os", "lab"]
+    checked = 0
+    for source in SOURCES:
+        level = LEVEL.get(source.relative_to(HOME).parts[0].removesuffix(".py"))
+        if level is not None:                               # the tests import everything
+            above = [name for name in imports(source.read_text(encoding="utf-8")) if LEVEL.get(name, 0) > level]
+            assert not above, (source, above)
+            checked += 1
+    assert checked > 30
