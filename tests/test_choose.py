@@ -38,6 +38,7 @@ def test_heads_are_chosen_for_the_facts_they_hold_and_not_for_what_they_cost(mod
                lambda smoothed: len(smoothed & costly_heads))
     table = choose.choose_heads(model, tokenizer, rows, 8.0)
     assert table == [[1, 8, 1, 1], [8, 1, 1, 1]]            # (1, 3) holds facts, but costs more than it is worth
+    assert choose.choose_heads(model, tokenizer, rows, 8.0, layers=[1, 0]) == table
     assert choose.choose_heads(model, tokenizer, rows, 8.0, price=0.1) == [[1, 8, 1, 1], [8, 1, 1, 8]]
     assert choose.choose_heads(model, tokenizer, rows, 8.0, layers=[1], at_once=1) == [[1, 1, 1, 1], [8, 1, 1, 1]]
 
