@@ -4,7 +4,7 @@
     python asu.py --heads=all --alpha=1 --tau=4         the paper's own form: every head at tau
     python asu.py --retain=kl                           OUT/asu_kl
     python asu.py --tau=auto --layers=1- --heads=all    tau from forward passes alone, see lab/choose.py
-    python asu.py --target=hidden --retain=hidden       the form for hazardous knowledge: one layer's hidden state, not the output
+    python asu.py --target=hidden --retain=hidden       the form for hazardous knowledge: one layer's hidden state
     python asu.py --method=npo                          another method on the same loop, see baselines.py
     python asu.py --forget=forget50 --tasks=5           requests one after another: OUT/asu_gd_1of5, ...
 
@@ -21,19 +21,16 @@ retain set it is held where it was:
                mean over D_R of (1/T) sum_t KL( p(. | ...; theta_0) || p(. | ...; theta) )                 "kl"
     L        = c_forget L_ASU + c_retain L_retain
 
-x is the prompt, y the answer of T tokens, EOS included; prompt and padding count in neither term. The student always runs
-at tau = 1.
+x is the prompt, y the answer of T tokens, EOS included; prompt and padding count in neither term. The student always
+runs at tau = 1.
 
-Two additions of ours are on by default, because a model this small recalls and speaks with the same few heads: only the heads
-that facts need are smoothed (--heads=auto, see lab/choose.py), and the teacher is strengthened a little (--alpha, see extrapolated).
+Two additions of ours are on by default, because a model this small recalls and speaks with the same few heads: only
+the heads that facts need are smoothed (--heads=auto, see lab/choose.py), and the teacher is strengthened (--alpha).
 """
 
-import functools
 import inspect
 import random
-import re
-import time
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,29 +38,29 @@ import torch.nn.functional as F
 
 import baselines
 import data
-from common import UserError
-from common.cli import (
-    Parser,
-    fraction,
-    layer_list,
-    layer_numbers,
-    non_negative_float,
-    positive_float,
-    positive_int,
-    run,
-    training_flags,
-)
+from common import UserError, cli
 from common.files import check_writable
 from common.hf import local_dir
-from data import Tokenizer, mean_over_answers
+from data import mean_over_answers
 from lab import parallel, plan
-from lab.answers import answer_logp, ask, fact_accuracy
+from lab.answers import answer_logp, fact_accuracy
 from lab.choose import smoothing, tau_flag
-from lab.runs import checkpoint_of, fit, load_run, made_by_train, prepare, read_run, save_run, weights_sha256
+from lab.optim import Log, adamw, lr_at
+from lab.runs import check_name, checkpoint_of, load_run, made_by_train, prepare, read_run, save_run, weights_sha256
 from model import attention_scales, read_config
 
 
 # ------------------------------------------------------------------------------------------------- losses
+# A loss is a function of tensors, and the names of its parameters say which it needs; look() makes them. B sequences of
+# up to A answer tokens, V vocabulary, C width; all of it at answer tokens only. The student runs at tau = 1.
+#     mask, target       (B, A)     True where there is an answer token; its id
+#     logp               (B, A, V)  the student's log-probabilities
+#     nll, s             (B, A), (B,)   -log p(y_t) of the true tokens, 0 on padding; their log p summed
+#     teacher_logp       (B, A, V)  the forget-teacher's log-probabilities: theta_0 at tau
+#     reference_logp, reference_s   (B, A, V), (B,)   theta_0's at tau = 1
+#     hidden, teacher_hidden, reference_hidden   (B, A, C)   residual streams after --hidden_layer layers
+#     refused_nll, refused_s, ...   the same for the same prompts, answered by a refusal
+# A parameter with a default is the method's own knob (--beta).
 def forward_kl(teacher_logp, student_logp, mask):
     """KL(teacher || student), the teacher first: mass where the teacher has mass (equation of L_ASU). -> scalar >= 0.
 
@@ -73,456 +70,372 @@ def forward_kl(teacher_logp, student_logp, mask):
     return mean_over_answers(kl, mask)
 
 
-class Answers:
-    """The answers of one batch as a loss sees them: by the student now, and by the frozen theta_0. Each is computed when
-    first asked for, so a method costs what it uses. B sequences, A answer tokens, V vocabulary; masks as in data.Batch."""
-
-    def __init__(self, model, examples, numbers, frozen, hidden_layer=None):
-        self.model, self.examples, self.numbers, self.frozen, self.hidden_layer = model, examples, numbers, frozen, hidden_layer
-        self.batch = data.collate([examples[i] for i in numbers], model.device)
-        self.mask, self.target = self.batch.mask, self.batch.target
-        self.refused = None                         # Answers: the same prompts, answered by a refusal
-
-    @cached_property
-    def logp(self):
-        """The student's log-probabilities, (B, A, V)."""
-        return answer_logp(self.model, self.batch)
-
-    @cached_property
-    def nll(self):
-        """The student's -log p(y_t), (B, A), in nats, 0 on padding."""
-        return -self.true(self.logp)
-
-    @property
-    def teacher_logp(self):
-        """The forget-teacher's log-probabilities (theta_0 at tau), (B, A, V)."""
-        return self.frozen["teacher"](self.numbers, self.batch)
-
-    @property
-    def reference_logp(self):
-        """theta_0's log-probabilities at tau = 1, (B, A, V)."""
-        return self.frozen["reference"](self.numbers, self.batch)
-
-    def true(self, logp):
-        """(B, A, V) -> (B, A): what it gives the true tokens; 0 on padding."""
-        return logp.gather(-1, self.target[..., None])[..., 0] * self.mask
-
-    @property
-    def tokens(self):
-        """Positions the student ran over, prompt and padding among them."""
-        return self.batch.idx.numel() + (self.refused.batch.idx.numel() if self.refused else 0)
-
-    @property
-    def s(self):
-        """Summed log-probability of each answer, s_theta(x, y), (B,)."""
-        return -self.nll.sum(1)
-
-    @property
-    def s_ref(self):
-        """The same by theta_0."""
-        return self.true(self.reference_logp).sum(1)
-
-    @cached_property
-    def hidden(self):
-        """The student's residual stream after hidden_layer layers at answer tokens, (B, A, C)."""
-        return self.batch.at_answers(self.model.hidden(self.batch.idx, n_layers=self.hidden_layer))
-
-    @property
-    def reference_hidden(self):
-        """theta_0's at tau = 1."""
-        return self.frozen["hidden"](self.numbers, self.batch)
-
-    @property
-    def teacher_hidden(self):
-        """The forget-teacher's."""
-        return self.frozen["teacher_hidden"](self.numbers, self.batch)
-
-    def mean(self, x):
-        """(B, A) -> scalar, see mean_over_answers."""
-        return mean_over_answers(x, self.mask)
-
-
-def asu(forget):
+def asu(logp, teacher_logp, mask):
     """L_ASU: speak as the smoothed model does."""
-    return forward_kl(forget.teacher_logp, forget.logp, forget.mask)
+    return forward_kl(teacher_logp, logp, mask)
 
 
-def asu_idk(forget):
-    """ASU+IDK: a refusal is taught, and ASU on every answer token but the first, where the refusal parts from the answer."""
-    mask = forget.mask & (torch.arange(forget.mask.size(1), device=forget.mask.device) > 0)
-    return forward_kl(forget.teacher_logp, forget.logp, mask) + baselines.idk(forget)
+def asu_idk(logp, teacher_logp, mask, refused_nll, refused_mask):
+    """ASU+IDK: teach a refusal, and ASU on every answer token but the first, where the refusal parts from the
+    answer."""
+    after_first = torch.arange(mask.size(1), device=mask.device) > 0
+    return forward_kl(teacher_logp, logp, mask & after_first) + baselines.idk(refused_nll, refused_mask)
 
 
-def asu_hidden(forget):
-    """ASU's form for hazardous knowledge: MSE between the student's and the smoothed model's residual stream after one layer."""
-    return forget.mean(((forget.hidden - forget.teacher_hidden) ** 2).mean(-1))
+def asu_hidden(hidden, teacher_hidden, mask):
+    """ASU for hazardous knowledge: MSE to the smoothed model's residual stream after one layer."""
+    return mean_over_answers(((hidden - teacher_hidden) ** 2).mean(-1), mask)
 
 
-def gd(retain):
+def gd(nll, mask):
     """L_retain, GD: go on learning the retain set."""
-    return retain.mean(retain.nll)
+    return mean_over_answers(nll, mask)
 
 
-def kl(retain):
+def kl(logp, reference_logp, mask):
     """L_retain, KL: stay with theta_0 at tau = 1."""
-    return forward_kl(retain.reference_logp, retain.logp, retain.mask)
+    return forward_kl(reference_logp, logp, mask)
 
 
 METHODS = {"asu": asu, "asu_idk": asu_idk, **baselines.LOSSES, "asu_hidden": asu_hidden}
 RETAIN_LOSSES = {"none": None, "gd": gd, "kl": kl, **baselines.RETAIN_LOSSES}
-FROZEN = {"asu": "teacher", "asu_idk": "teacher", "asu_hidden": "teacher_hidden", "kl": "reference", **baselines.FROZEN}    # what a loss asks of theta_0
-SMOOTHED = ("teacher", "teacher_hidden")                    # those of it that are at tau
 
 
-def refuses(loss):
-    """Whether a method or retain loss needs refusing answers beside the true ones."""
-    return loss in ("asu_idk", *baselines.REFUSING)
+def asks(loss):
+    """The tensors that a loss needs: the names of its parameters without a default, in their order."""
+    return [name for name, p in inspect.signature(loss).parameters.items() if p.default is p.empty] if loss else []
 
 
-# --------------------------------------------------------------------------------------- the forget-teacher
-def live_teacher(model, examples, tau=1.0, layers=None):
-    """The teacher as the paper has it: a second, frozen model. -> function (numbers, batch) -> logp (B, A, V)."""
-    frozen = parallel.copy_of(model).requires_grad_(False).eval()
-
-    def logp(numbers, batch):
-        with torch.no_grad():
-            return answer_logp(frozen, batch, tau=tau, layers=layers)
-    return logp
+def smooths(method):
+    """Whether a method has a forget-teacher."""
+    return any(name.startswith("teacher_") for name in asks(METHODS[method]))
 
 
-def cached_teacher(model, examples, tau=1.0, layers=None, numbers=None, head=None):
-    """The same without a second model. theta_0 and the data are fixed, so the teacher's outputs are constants: its final
-    hidden states at answer tokens, T x C numbers a sequence, and the frozen head are all there is to keep.
+# ------------------------------------------------------------------------------------------------- theta_0
+class Frozen:
+    """theta_0, the model before unlearning: smoothed it is the forget-teacher, as it is the reference.
 
-    examples: those the teacher will be asked about; numbers: which of them (default all); head: see frozen_head.
-    -> as live_teacher.
-    """
-    head = frozen_head(model) if head is None else head
-    states = cached_states(model, examples, numbers, tau=tau, layers=layers)
-    return lambda numbers, batch: F.linear(states(numbers, batch), head).float().log_softmax(-1)
+    theta_0 and the data are fixed, so what it says is a constant: it is asked once, before the student moves. Kept are
+    its hidden states at answer tokens, T x C numbers an answer in CPU memory, and its head, (V, C), a copy if training
+    changes the model's. live=True keeps a second model instead, as the paper does: the same to 1e-5."""
 
+    def __init__(self, model, tau=None, layers=None, alpha=1.0, hidden_layer=None, live=False):
+        self.smoothing = {"teacher": {"tau": tau, "layers": layers}, "reference": {}}
+        self.n_layers = {"logp": None, "hidden": hidden_layer}              # behind an output; None: all of them
+        self.model, self.alpha, self.states, self.head = model, alpha, {}, None
+        self.live = parallel.copy_of(model).requires_grad_(False).eval() if live else None
 
-def frozen_head(model):
-    """theta_0's head, (V, C): a copy if training is going to change it."""
-    weight = parallel.whole(model.lm_head.weight.detach())
-    return weight.clone() if model.lm_head.weight.requires_grad else weight
+    def needs(self, name):
+        """The outputs (who, what) that a loss's parameter is made of; none where it is not theta_0's."""
+        who, _, what = name.removeprefix("refused_").replace("reference_s", "reference_logp").partition("_")
+        beyond = who == "teacher" and self.alpha != 1
+        return [(one, what) for one in self.smoothing if one == who or beyond]
 
+    @torch.no_grad()
+    def remember(self, loss, examples):
+        """Ask theta_0, as it is now, all that a loss will want to know about these examples."""
+        for name in asks(loss) if self.live is None else ():
+            rows = [example.refusal for example in examples] if name.startswith("refused_") else examples
+            for who, what in self.needs(name):
+                for _, part in data.by_length(rows, 64):
+                    batch = data.collate(part, self.model.device)
+                    hidden = self.model.hidden(batch.idx, n_layers=self.n_layers[what], **self.smoothing[who])
+                    for example, h in zip(part, batch.at_answers(hidden)):
+                        self.states[who, what, id(example)] = h[:len(example.answer)].to("cpu", copy=True)      # (T, C)
+                if what == "logp" and self.head is None:
+                    weight = parallel.whole(self.model.lm_head.weight.detach())
+                    self.head = weight.clone() if self.model.lm_head.weight.requires_grad else weight
 
-@torch.no_grad()
-def cached_states(model, examples, numbers=None, batch_size=64, **kw):
-    """model.hidden(..., **kw) at the answer tokens of the examples, kept in CPU memory.
+    @torch.no_grad()
+    def says(self, who, what, examples, batch):
+        """The "teacher"'s or the "reference"'s "logp" (B, A, V) or "hidden" (B, A, C) at answer tokens."""
+        if self.live is not None:
+            hidden = self.live.hidden(batch.idx, n_layers=self.n_layers[what], **self.smoothing[who])
+            hidden = batch.at_answers(hidden)
+            return hidden if what == "hidden" else self.live.lm_head(hidden).float().log_softmax(-1)
+        hidden = [self.states[who, what, id(example)] for example in examples]
+        hidden = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True).to(batch.idx.device)
+        return hidden if what == "hidden" else F.linear(hidden, self.head).float().log_softmax(-1)
 
-    -> function (numbers, batch) -> states (B, A, C); zeros on padding."""
-    states = {}
-    numbers = sorted(range(len(examples)) if numbers is None else set(numbers), key=lambda i: len(examples[i]))
-    for i in range(0, len(numbers), batch_size):
-        batch = data.collate([examples[j] for j in numbers[i:i + batch_size]], model.device)
-        hidden = batch.at_answers(model.hidden(batch.idx, **kw))                                # (B, A, C)
-        for j, h in zip(numbers[i:i + batch_size], hidden):
-            states[j] = h[:len(examples[j].answer)].to("cpu", copy=True)                        # (T, C)
-    return lambda numbers, batch: torch.nn.utils.rnn.pad_sequence([states[j] for j in numbers],
-                                                                  batch_first=True).to(batch.idx.device)
-
-
-TEACHERS = {"cached": cached_teacher, "live": live_teacher}
-
-
-def answered_by_teacher(model, tokenizer, rows, phrasings, tau, layers):
-    """The training questions as Examples with the teacher's own greedy answers instead of the true ones, for the student is taught
-    on the answer that it is given. Ours, not the paper's: docs/tried.md says what came of it."""
-    pairs = [(q, a) for row in rows for q, a in list(zip(row["questions"], row["answers"]))[:phrasings]]
-    if not all(q for q, _ in pairs):
-        raise UserError("--answers=teacher: passages have no question that the teacher could answer")
-    questions, longest = [q for q, _ in pairs], max(len(tokenizer.encode_answer(a)) for _, a in pairs)
-    said = ask(model, tokenizer, questions, max(40, longest), tau=tau, layers=layers)
-    return [data.encode(tokenizer, q, a) for q, a in zip(questions, said)]
-
-
-def extrapolated(teacher, reference, alpha):
-    """A stronger teacher, from theta_0 through the smoothed model and on: z + alpha (z_tau - z), of log-probabilities before a
-    softmax, or of hidden states; alpha = 1 is the smoothed model itself. Both arguments, and what is returned, are functions as
-    cached_teacher and cached_states return them. Ours, not the paper's."""
-    def beyond(numbers, batch):
-        z = reference(numbers, batch)
-        return z + alpha * (teacher(numbers, batch) - z)
-    return beyond
-
-
-def theta_0_outputs(loss, model, examples, drawn, teacher, tau, layers, alpha=1.0, head=None, hidden_layer=None):
-    """What a loss asks of theta_0 about the examples that will be drawn, by name, see Answers."""
-    kind = FROZEN.get(loss)
-    if kind in ("hidden", "teacher_hidden"):
-        kept = {"numbers": drawn, "n_layers": hidden_layer}
-        reference = cached_states(model, examples, **kept) if kind == "hidden" or alpha != 1 else None
-        if kind == "hidden":
-            return {kind: reference}
-        smoothed = cached_states(model, examples, tau=tau, layers=layers, **kept)
-        return {kind: smoothed if alpha == 1 else extrapolated(smoothed, reference, alpha)}
-    only = {"numbers": drawn, "head": head} if teacher == "cached" else {}
-    if kind == "reference" or kind == "teacher" and alpha != 1:
-        reference = TEACHERS[teacher](model, examples, **only)
-    if kind == "teacher":
-        smoothed = TEACHERS[teacher](model, examples, tau, layers, **only)
-        if alpha == 1:
-            return {kind: smoothed}
-        beyond = extrapolated(smoothed, reference, alpha)
-        return {kind: lambda numbers, batch: beyond(numbers, batch).log_softmax(-1)}
-    return {kind: reference} if kind else {}
+    def teacher(self, what, examples, batch):
+        """The forget-teacher. With alpha > 1 from theta_0 through it and on, z + alpha (z_tau - z): ours, not the
+        paper's."""
+        z_tau = self.says("teacher", what, examples, batch)
+        if self.alpha == 1:
+            return z_tau
+        z = self.says("reference", what, examples, batch)
+        z = z + self.alpha * (z_tau - z)
+        return z if what == "hidden" else z.log_softmax(-1)
 
 
-def theta_0_bytes(config, device, dtype, what, weights):
-    """Bytes on the device of what the losses ask of theta_0, for --plan. what: keywords of unlearn; weights: bytes of the model."""
-    drawn = {what["method"]: what["forget"], what["retain_loss"]: what["retain"][:what["epochs"] * len(what["forget"])]}
-    total, head = 0, 0
-    for loss, examples in drawn.items():
-        kind = FROZEN.get(loss)
-        beyond = what["alpha"] != 1
-        models = {"teacher": 1 + beyond, "teacher_hidden": 1 + beyond, "reference": 1 + refuses(loss), "hidden": 1}.get(kind, 0)
-        if what["teacher"] == "live" and kind in ("teacher", "reference"):
-            total += models * weights
-        elif models:
-            states = sum(len(e.answer) for e in examples) * config.n_embd * dtype.itemsize
-            total += models * states * (device.type == "cpu")           # of a GPU's run they lie in the CPU's memory
-            head = config.vocab_size * config.n_embd * dtype.itemsize
-    return total + head
+def look(model, theta_0, examples, loss):
+    """What a loss asks about a few examples -> ({name: tensor}, how many tokens the student ran over)."""
+    tensors, tokens = {}, 0
+    for prefix in dict.fromkeys("refused_" * name.startswith("refused_") for name in asks(loss)):
+        asked = {name.removeprefix("refused_") for name in asks(loss) if name.startswith("refused_") == bool(prefix)}
+        rows = [example.refusal for example in examples] if prefix else examples
+        batch = data.collate(rows, model.device)
+        x = {"mask": batch.mask, "target": batch.target}
+
+        def true(logp):                                                         # (B, A, V) -> (B, A), 0 on padding
+            return logp.gather(-1, batch.target[..., None])[..., 0] * batch.mask
+        if asked & {"logp", "nll", "s"}:
+            x["logp"] = answer_logp(model, batch)                               # the student, always at tau = 1
+            x["nll"] = -true(x["logp"])
+            x["s"] = -x["nll"].sum(1)
+        if "hidden" in asked:
+            x["hidden"] = batch.at_answers(model.hidden(batch.idx, n_layers=theta_0.n_layers["hidden"]))
+        for what in ("logp", "hidden"):
+            if f"teacher_{what}" in asked:
+                x[f"teacher_{what}"] = theta_0.teacher(what, rows, batch)
+            if f"reference_{what}" in asked:
+                x[f"reference_{what}"] = theta_0.says("reference", what, rows, batch)
+        if "reference_s" in asked:
+            x["reference_s"] = true(theta_0.says("reference", "logp", rows, batch)).sum(1)
+        tensors |= {prefix + name: x[name] for name in asked}
+        tokens += batch.idx.numel()
+    return tensors, tokens
 
 
-# --------------------------------------------------------------------------------------------- unlearning
-def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="asu", retain_loss="gd", beta=None, refusals=(),
-            c_forget=1.0, c_retain=1.0, epochs=10, lr=1e-3, batch_size=32, micro_batches=1, warmup=0.1, weight_decay=0.01,
-            grad_clip=1.0, optimizer_dtype="float32", seed=0, teacher="cached", teacher_model=None, hidden_layer=None, check=None,
-            record=None, checkpoint=None, resume=False, settings=None, loop=fit):
+# ---------------------------------------------------------------------------------------------- unlearning
+def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="asu", retain_loss="gd", beta=None,
+            refusals=(), c_forget=1.0, c_retain=1.0, epochs=10, lr=1e-3, batch_size=32, micro_batches=1, warmup=0.1,
+            weight_decay=0.01, grad_clip=1.0, optimizer_dtype="float32", seed=0, teacher="cached", hidden_layer=None,
+            teacher_model=None, log=None):
     """Unlearn `forget` from `model` (changed in place) and return it.
 
-    forget, retain: lists of data.Example. An epoch passes over the forget set once; each of its batches meets a batch of
-    as many retain examples, which are drawn without repetition until all have been. method: a name in METHODS;
-    retain_loss: in RETAIN_LOSSES. tau, layers: the ASU teacher's smoothing, see model.attention_scales; at tau = 1 teacher
-    and student are one, the loss is 0 and no step is taken. alpha: see extrapolated. beta: the method's own knob (None: its
-    default). hidden_layer: of the methods that compare hidden states, how many layers those have behind them (None: half of them).
-    refusals: token ids of refusing answers, for the methods that teach one. teacher_model: theta_0, if it is not
-    `model` as it is now.
-    check(step) -> numbers to log each epoch. record: a dict that receives the record of the run. checkpoint, resume,
-    settings, optimizer_dtype: see lab/runs.fit, which loop may replace. Raises ValueError for tau <= 0, bad layers, an unknown method, retain loss or teacher or a
-    combination that makes no sense, an empty set.
+    forget, retain: lists of data.Example. An epoch passes over the forget set once; each of its examples meets a
+    retain example, and no retain example comes again before all have come. method: a name in METHODS; retain_loss: in
+    RETAIN_LOSSES. tau, layers: the teacher's smoothing, see model.attention_scales. alpha: see Frozen.teacher. beta:
+    the method's own knob (None: its default). refusals: token ids of refusing answers. warmup: share of the steps.
+    teacher: cached or live, see Frozen. hidden_layer: layers behind a hidden state (None: half of them).
+    teacher_model: theta_0, if it is not `model` as it is now. log: an optim.Log, which keeps the record. Raises
+    ValueError for settings that do not fit together, empty sets, rows that are too long, a loss that is not finite.
     """
+    hidden_layer = max(1, model.config.n_layer // 2) if hidden_layer is None else hidden_layer
+    check_settings(model, forget, retain, tau, layers, method, retain_loss, beta, refusals, teacher, hidden_layer)
+    if method == "asu" and torch.as_tensor(tau).eq(1).all():
+        print("tau=1 is no smoothing: the teacher is the model itself, and nothing changes", flush=True)
+        epochs = 0
+    forget_loss, retain_loss, knob = METHODS[method], RETAIN_LOSSES[retain_loss], {} if beta is None else {"beta": beta}
+    log, rng = log or Log(method), random.Random(f"unlearn {seed}")
+    numbers = data.paired_batches(forget, retain, epochs, batch_size, rng)
+    forget = with_refusals(forget, forget_loss, refusals, rng)
+    retain = with_refusals(retain, retain_loss, refusals, rng)
+    data.check_length([*forget, *(retain if retain_loss else ())], model.config.block_size)
+    batches = [[(forget[i], retain[j] if retain_loss else None) for i, j in batch] for batch in numbers]
+    drawn, steps = {id(example) for batch in batches for pair in batch for example in pair}, len(batches)
+
+    theta_0 = Frozen(teacher_model or model, tau, layers, alpha, hidden_layer, live=teacher == "live")
+    theta_0.remember(forget_loss, [example for example in forget if id(example) in drawn])
+    theta_0.remember(retain_loss, [example for example in retain if id(example) in drawn])
+    optimizer = adamw(parallel.settled(model), lr, weight_decay, optimizer_dtype)
+    print(f"{method}: {len(forget)} forget and {len(retain)} retain examples, {epochs} epochs, {steps} steps of "
+          f"{batch_size} + {batch_size}" + f", teacher {teacher}" * smooths(method), flush=True)
+    model.train()
+    first = log.begin(model, optimizer, steps, every=steps // max(1, epochs))
+    for step in range(first, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, steps, lr, warmup)
+        for part, n in parallel.micro_batches(batches[step], micro_batches):
+            (forget_part, retain_part), share = zip(*part), n / len(batches[step])
+            tensors, tokens = look(model, theta_0, forget_part, forget_loss)    # forward: teacher at tau, student at 1
+            loss = forget_loss(**tensors, **knob)                               # ASU: KL(teacher || student)
+            log.add("forget", share * loss.item(), c_forget, tokens)
+            parallel.backward(model, share * c_forget * loss)                   # and its graph is gone
+            if retain_loss:
+                tensors, tokens = look(model, theta_0, retain_part, retain_loss)
+                loss = retain_loss(**tensors)                                   # hold the rest
+                log.add("retain", share * loss.item(), c_retain, tokens)
+                parallel.backward(model, share * c_retain * loss)
+        parallel.add_gradients(model)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        log.end(step)
+    log.finish()
+    return model.eval()
+
+
+def with_refusals(examples, loss, refusals, rng):
+    """The examples, each with a refusal beside its answer if the loss asks for one."""
+    if not teaches_refusals(loss):
+        return examples
+    return [replace(e, refusal=data.Example(e.prompt, rng.choice(refusals))) for e in examples]
+
+
+def teaches_refusals(loss):
+    return any(name.startswith("refused_") for name in asks(loss))
+
+
+def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta, refusals, teacher, hidden_layer):
+    """Refuse before any work what unlearn cannot do."""
     for name, given, known in (("method", method, METHODS), ("retain_loss", retain_loss, RETAIN_LOSSES),
-                               ("teacher", teacher, TEACHERS)):
+                               ("teacher", teacher, ("cached", "live"))):
         if given not in known:
             raise UserError(f"{name}={given}: choose from {', '.join(known)}")
-    if method not in baselines.RETAIN_ONLY.get(retain_loss, METHODS):
-        raise UserError(f"the retain loss {retain_loss} belongs to method {' or '.join(baselines.RETAIN_ONLY[retain_loss])}, not to {method}; "
-                        "with any method go none, gd, kl")
-    hidden_layer = max(1, model.config.n_layer // 2) if hidden_layer is None else hidden_layer
+    owners = baselines.RETAIN_ONLY.get(retain_loss, METHODS)
+    if method not in owners:
+        raise UserError(f"the retain loss {retain_loss} belongs to method {' or '.join(owners)}, not to {method}; with "
+                        "any method go none, gd, kl")
     if not 1 <= hidden_layer <= model.config.n_layer:
         raise UserError(f"hidden_layer={hidden_layer}: the model has {model.config.n_layer} layers")
     if beta is not None and "beta" not in inspect.signature(METHODS[method]).parameters:
         raise UserError(f"method {method} has no beta")
     if not forget or (not retain and retain_loss != "none"):
         raise UserError("the forget set and the retain set must not be empty")
-    if not refusals and (refuses(method) or refuses(retain_loss)):
+    if not refusals and (teaches_refusals(METHODS[method]) or teaches_refusals(RETAIN_LOSSES[retain_loss])):
         raise UserError(f"method {method} teaches refusals, but there are none")
-    smooths = FROZEN.get(method) in SMOOTHED
-    if smooths:
-        model.attention_scales(tau, layers)                 # refuses a bad tau or layers before any work
-    below = zip(model.attention_scales(tau, layers)[:hidden_layer], model.attention_scales()) if method == "asu_hidden" else ()
-    if method == "asu_hidden" and all((torch.as_tensor(scale) == plain).all() for scale, plain in below):
-        raise UserError(f"the teacher's hidden state after {hidden_layer} layers is the model's own, for no layer before it is smoothed")
-    record = {} if record is None else record
-    if method == "asu" and (torch.as_tensor(tau) == 1).all():
-        print("tau=1 is no smoothing: the teacher is the model itself, the loss is 0 and nothing changes", flush=True)
-        record |= {"steps": 0, "tokens": 0, "seconds": 0.0, "curve": [{"step": 0, "loss": 0.0, "forget_loss": 0.0}]}
-        return model
-
-    rng = random.Random(f"unlearn {seed}")
-    forget_batches = [b for _ in range(epochs) for b in data.bucketed([len(e) for e in forget], batch_size, rng)]
-    retain_numbers = []
-    while retain and len(retain_numbers) < epochs * len(forget):
-        retain_numbers += [i for b in data.bucketed([len(e) for e in retain], batch_size, rng) for i in b]
-    retain_numbers = iter(retain_numbers)
-    retain_batches = [[next(retain_numbers, None) for _ in batch] for batch in forget_batches]
-    steps, knob = len(forget_batches), {} if beta is None else {"beta": beta}
-    print(f"{method}: {len(forget)} forget and {len(retain)} retain examples, {epochs} epochs, {steps} steps of {batch_size} + "
-          f"{batch_size}" + (f", teacher {teacher}" if smooths else ""),
-          flush=True)
-
-    start = time.perf_counter()
-    rows = {method: (forget, forget_batches), retain_loss: (retain, retain_batches)}
-    asks = {FROZEN.get(loss) for loss in rows} & {"teacher", "reference"}
-    head = frozen_head(teacher_model or model) if asks and teacher == "cached" else None
-    sides = {}                                              # loss -> what Answers needs for its rows, and for their refusals
-    for loss, (examples, batches) in rows.items():
-        if loss == "none":
-            continue
-        drawn = {i for batch in batches for i in batch}
-        refused = [data.Example(e.prompt, rng.choice(refusals)) for e in examples] if refuses(loss) else []
-        data.check_length(examples + refused, model.config.block_size)
-
-        def outputs(some):
-            return theta_0_outputs(loss, teacher_model or model, some, drawn, teacher, tau, layers, alpha, head, hidden_layer)
-
-        sides[loss] = [(examples, outputs(examples))]
-        if refused:                                         # nobody asks the teacher what it thinks of a refusal
-            sides[loss].append((refused, outputs(refused) if FROZEN.get(loss) == "reference" else {}))
-    teacher_seconds = time.perf_counter() - start
-
-    def answers(loss, numbers):
-        real, *refusal = (Answers(model, examples, numbers, frozen, hidden_layer) for examples, frozen in sides[loss])
-        real.refused = refusal[0] if refusal else None
-        return real
-
-    def losses(step):
-        """The micro-batches of one step, forget and retain apart, so that the graph of one is gone before the other's is built;
-        each is weighted by its share of the step's sequences."""
-        parts = (parallel.micro_batches(batches[step], micro_batches) for batches in (forget_batches, retain_batches))
-        for (f, n), (r, _) in zip(*parts):
-            share = n / len(forget_batches[step])
-            some = answers(method, f)
-            loss = METHODS[method](some, **knob)
-            yield share * c_forget * loss, some.tokens, {"forget_loss": share * loss.detach()}
-            if retain_loss != "none":
-                some = answers(retain_loss, r)
-                loss = RETAIN_LOSSES[retain_loss](some)
-                yield share * c_retain * loss, some.tokens, {"retain_loss": share * loss.detach()}
-
-    record |= loop(model, losses, steps, label=method, lr=lr, warmup=int(warmup * steps) + 1, weight_decay=weight_decay,
-                   grad_clip=grad_clip, every=steps // epochs, optimizer_dtype=optimizer_dtype, check=check,
-                   checkpoint=checkpoint, resume=resume, settings=settings)
-    record["seconds"] = round(record["seconds"] + teacher_seconds, 2)
-    return model
+    if not smooths(method):
+        return
+    if tau is None:
+        raise UserError(f"method {method} needs tau, the attention temperature of its teacher")
+    scales, plain = model.attention_scales(tau, layers)[:hidden_layer], model.attention_scales()
+    if method == "asu_hidden" and all(torch.as_tensor(scale).eq(at_1).all() for scale, at_1 in zip(scales, plain)):
+        raise UserError(f"the teacher's hidden state after {hidden_layer} layers is the model's own, because no layer "
+                        "before it is smoothed")
 
 
-TAKEN = ("base", "target", "retrained", "data", "compare", "ablate", "analyze", "continual", "bench", "worlds")      # in OUT, by others
-
-
-def parse():
-    p = Parser("Unlearn the forget set by attention smoothing, or by another method.")
+# -------------------------------------------------------------------------------------------- command line
+def parse(argv=None):
+    p = cli.Parser("Unlearn the forget set by attention smoothing, or by another method.")
     add = p.add_argument
     add("--run", help="the model to unlearn: a run, HF directory or hub id (default OUT/target)")
     add("--name", help="name of the run directory to write (default METHOD_RETAIN: asu_gd, npo_kl, ...)")
-    add("--method", choices=[m for m in METHODS if m != "asu_hidden"], default="asu", help="ASU, or a baseline on the same loop")
-    add("--target", choices=["logits", "hidden"], default="logits", help="what ASU distils: the teacher's distribution, or its hidden state")
-    add("--hidden_layer", type=positive_int, help="layers behind the hidden state of --target=hidden and of rmu (default: half of them)")
-    add("--tau", type=tau_flag, default=1000.0, help="attention temperature of the forget-teacher; 1 is no smoothing; auto: from the "
-        "model's own NLL, see lab/choose.py")
-    add("--layers", type=layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8; 1- is all but the first")
-    add("--heads", choices=["auto", "all"], default="auto", help="smooth the heads that facts need most (auto), or all, as the paper")
-    add("--alpha", type=positive_float, default=1.2, help="strengthen the teacher: z + alpha (z_tau - z); 1 is the paper's")
-    add("--answers", choices=["true", "teacher"], default="true", help="whose answers to the forget questions ASU is taught on")
-    add("--beta", type=positive_float, help="the method's own knob, see baselines.py (default: the method's)")
-    add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="what holds the retain set; ap goes with idk, hidden with rmu")
-    add("--c_forget", type=non_negative_float, default=1.0, help="weight of the forget loss")
-    add("--c_retain", type=non_negative_float, default=1.0, help="weight of the retain loss")
-    add("--tasks", type=positive_int, default=1, help="forget the authors in so many requests, one after another")
-    add("--teacher_from", choices=["latest", "original"], default="latest", help="theta_0 of the second request and later: "
-        "the weights that the one before left, or --run's")
-    add("--epochs", type=positive_int, default=10, help="passes over the forget set")
-    add("--lr", type=positive_float, default=1e-3)
-    add("--warmup", type=fraction, default=0.1, help="share of the steps")
-    add("--teacher", choices=list(TEACHERS), default="cached", help="cached hidden states, or a second live model")
-    training_flags(p, "forget examples a step; as many retain examples beside them")
-    args = p.parse_args()
+    add("--method", choices=[m for m in METHODS if m != "asu_hidden"], default="asu", help="ASU, or a baseline")
+    add("--target", choices=["logits", "hidden"], default="logits", help="what ASU distils: the teacher's "
+        "distribution, or its hidden state")
+    add("--hidden_layer", type=cli.positive_int, help="layers behind the hidden state of --target=hidden and of rmu "
+        "(default: half of them)")
+    add("--tau", type=tau_flag, default=1000.0, help="attention temperature of the forget-teacher; 1 is no smoothing; "
+        "auto: from the model's own NLL, see lab/choose.py")
+    add("--layers", type=cli.layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8 or 1-")
+    add("--heads", choices=["auto", "all"], default="auto", help="smooth the heads that facts need most (auto), or all")
+    add("--alpha", type=cli.positive_float, default=1.2, help="strengthen the teacher: z + alpha (z_tau - z)")
+    add("--beta", type=cli.positive_float, help="the method's own knob, see baselines.py (default: the method's)")
+    add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="retain term; ap goes with idk, hidden with rmu")
+    add("--c_forget", type=cli.non_negative_float, default=1.0, help="weight of the forget loss")
+    add("--c_retain", type=cli.non_negative_float, default=1.0, help="weight of the retain loss")
+    add("--tasks", type=cli.positive_int, default=1, help="forget the authors in so many requests, one after another")
+    add("--teacher_from", choices=["latest", "original"], default="latest", help="theta_0 of the second request and "
+        "later: the weights that the one before left, or --run's")
+    add("--epochs", type=cli.positive_int, default=10, help="passes over the forget set")
+    add("--lr", type=cli.positive_float, default=1e-3)
+    add("--warmup", type=cli.fraction, default=0.1, help="share of the steps")
+    add("--teacher", choices=["cached", "live"], default="cached", help="cached hidden states, or a second live model")
+    cli.training_flags(p, "forget examples a step; as many retain examples beside them")
+    args = p.parse_args(argv)
     if args.target == "hidden":
         if args.method != "asu":
             p.error(f"--target=hidden is a form of ASU, not of --method={args.method}")
         args.method = "asu_hidden"
-    given = [k for k in ("tau", "layers", "heads", "alpha", "answers", "hidden_layer") if getattr(args, k) != p.get_default(k)]
-    asks = {FROZEN.get(args.method), FROZEN.get(args.retain)}
-    unused = [f"--{k}" for k in given if not asks & ({"hidden", "teacher_hidden"} if k == "hidden_layer" else set(SMOOTHED))]
-    if unused:
+    asked = asks(METHODS[args.method]) + asks(RETAIN_LOSSES[args.retain])
+    unused = [] if smooths(args.method) else ["tau", "layers", "heads", "alpha"]
+    unused += [] if any(name.endswith("hidden") for name in asked) else ["hidden_layer"]
+    if unused := [f"--{flag}" for flag in unused if flag in p.given]:
         print(f"--method={args.method} --retain={args.retain} does not use {', '.join(unused)}", flush=True)
     return args
+
+
+def keywords(args, tokenizer, request, retain):
+    """Keywords of unlearn by the flags. request, retain: rows to forget and to retain."""
+    flags = ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size", "micro_batches", "warmup",
+             "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher", "hidden_layer")
+    return {flag: getattr(args, flag) for flag in flags} | {
+        "forget": data.training_examples(tokenizer, request, args.phrasings),
+        "retain": data.training_examples(tokenizer, retain, args.phrasings), "retain_loss": args.retain,
+        "refusals": [data.encode(tokenizer, "", text).answer for text in data.REFUSALS]}
+
+
+def forget_rows(model, tokenizer, dataset, request, retain, args, log, original=None):
+    """One request from rows to weights, as the flags say: choose tau and heads, then unlearn, in place. -> tau
+
+    original: theta_0, if it is not `model` as it is now."""
+    tau = layers = None
+    if smooths(args.method):
+        chosen = smoothing(original or model, tokenizer, request, dataset, args.tau, args.layers, args.heads,
+                           args.phrasings)
+        tau, layers = parallel.from_first(chosen)
+    prepare(model, args)
+    settings = keywords(args, tokenizer, request, retain)
+    unlearn(model, **settings, tau=tau, layers=layers, teacher_model=original, log=log)
+    return tau
+
+
+def memory(args, parent, device, dtype, rows):
+    """What a request would take -> {component: bytes}, see lab/plan.py. rows: to forget, and to retain."""
+    dir = local_dir(parent, weights=False)
+    config, settings = read_config(dir), keywords(args, data.Tokenizer.load(dir), *rows)
+    tau = 2.0 if args.tau == "auto" else args.tau
+    layers = cli.layer_numbers(args.layers, config.n_layer)
+    attention_scales(tau, layers, config.n_layer, config.n_head, config.head_dim)       # refuses what the run would
+    longest = {side: sorted(settings[side], key=len)[-args.batch_size:] for side in ("forget", "retain")}
+
+    def train(model, log):
+        unlearn(model, **settings | longest | {"epochs": 2}, tau=tau, layers=layers, log=log)
+    taken = plan.components(config, device, dtype, args, train)
+    theta_0 = Frozen(None, alpha=args.alpha)
+    for side, loss in (("forget", METHODS[args.method]), ("retain", RETAIN_LOSSES[args.retain])):
+        drawn = settings[side][:args.epochs * len(settings["forget"])]
+        tokens = sum(len(e.answer) for e in drawn) - sum(len(e.answer) for e in longest[side])      # those are counted
+        outputs = {output for name in asks(loss) for output in theta_0.needs(name)}
+        if device.type == "cpu" and args.teacher == "cached":                                       # else in CPU memory
+            taken["theta_0"] += max(0, tokens) * len(outputs) * config.n_embd * dtype.itemsize
+    if args.teacher_from == "original" and args.tasks > 1:
+        taken["theta_0"] += taken["weights"]
+    return taken
 
 
 def main():
     args = parse()
     check_writable(args.out)
     device, dtype = parallel.start(args)
-    out = Path(args.out)
+    out, name = Path(args.out), args.name or f"{args.method}_{args.retain}"
+    check_name(name)
     parent = out / "target" if args.run is None else args.run
-    name = args.name or f"{args.method}_{args.retain}"
-    if not re.fullmatch(r"\w[\w.-]*", name) or name in TAKEN:
-        raise UserError(f"--name={name}: a plain name is needed that is none of {', '.join(TAKEN)}")
-    rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
-    requests = data.by_author(rows.forget, args.tasks)
-    smooths = FROZEN.get(args.method) in SMOOTHED
+    dataset = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
+    requests = data.by_author(dataset.forget, args.tasks)
     parent_run = read_run(local_dir(made_by_train(parent), weights=not args.plan))
-    if parent_run.get("data_sha256", rows.sha256) != rows.sha256:
-        raise UserError(f"{parent} was trained on other data than --data={args.data} --data_seed={args.data_seed} "
-                        f"--n_authors={args.n_authors} gives")
+    if parent_run.get("data_sha256", dataset.sha256) != dataset.sha256:
+        raise UserError(f"{parent} was trained on other data than --data, --data_seed and --n_authors give")
 
-    def sets(task, tokenizer, args):
-        """-> what is asked to be forgotten, what nobody has asked to forget yet (both rows), and keywords of unlearn."""
-        request, kept = requests[task], rows.retain + [row for later in requests[task + 1:] for row in later]
-        how = {k: getattr(args, k) for k in ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size",
-                                             "micro_batches", "warmup", "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher",
-                                             "hidden_layer")}
-        return request, kept, how | {"forget": data.training_examples(tokenizer, request, args.phrasings),
-                                     "retain": data.training_examples(tokenizer, kept, args.phrasings), "retain_loss": args.retain,
-                                     "refusals": [data.encode(tokenizer, "", text).answer for text in data.REFUSALS]}
+    def rest(task):
+        """The retain set of a request: what nobody has asked to forget yet."""
+        return dataset.retain + [row for later in requests[task + 1:] for row in later]
 
-    def memory(args):
-        """-> {component: bytes} of the first request, see lab/plan.py."""
-        dir = local_dir(parent, weights=False)
-        config, (*_, first) = read_config(dir), sets(0, Tokenizer.load(dir), args)
-        tau = 2.0 if args.tau == "auto" else args.tau
-        attention_scales(tau, layer_numbers(args.layers, config.n_layer), config.n_layer, config.n_head, config.head_dim)
-        taken = plan.components(config, device, dtype, args, functools.partial(largest_step, first))
-        more = taken["weights"] * (args.teacher_from == "original" and args.tasks > 1)
-        return taken | {"theta_0": theta_0_bytes(config, device, dtype, first, taken["weights"]) + more}
-
+    def take(args):
+        return memory(args, parent, device, dtype, (requests[0], rest(0)))
     if args.plan:
-        return plan.show(memory, args, device)
+        return plan.show(take, args, device)
     model, tokenizer, _ = load_run(parent, device, dtype, args.shard)
     original = parallel.copy_of(model) if args.teacher_from == "original" and args.tasks > 1 else None
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "out", "device", "shard", "run", "name")}
+    settings = cli.settings(args, "run", "name")
     parent_sha = parent_run.get("model_sha256") or weights_sha256(parent)
 
-    for task in range(args.tasks):
+    for task, request in enumerate(requests):
         path = out / (name if args.tasks == 1 else f"{name}_{task + 1}of{args.tasks}")
-        request, kept, what = sets(task, tokenizer, args)
-        inputs = {"data_sha256": rows.sha256, "parent_sha256": parent_sha}
+        inputs = {"data_sha256": dataset.sha256, "parent_sha256": parent_sha}
         done = read_run(path) if args.resume else {}
         if done.get("settings") == settings and done["parent_sha256"] == parent_sha:
             model, parent_sha, parent = load_run(path, device, dtype, args.shard)[0], done["model_sha256"], path
             print(f"{path}: finished already", flush=True)
             continue
 
-        def check(step):
-            return {f"{part}_fact_accuracy": fact_accuracy(model, tokenizer, rows.questions(some))
-                    for part, some in (("forget", request), ("retain", kept))}
+        def facts(*sets):
+            return [fact_accuracy(model, tokenizer, dataset.questions(rows)) for rows in sets]
 
-        record, tau, layers, start = {}, None, None, time.perf_counter()
-        with plan.explained(memory, args, device):
-            if smooths:
-                learnt = [row | {key: row[key][:args.phrasings] for key in ("questions", "answers")} for row in request]
-                chosen = smoothing(original or model, tokenizer, learnt, rows, args.tau, args.layers, args.heads)
-                tau, layers = parallel.from_first(chosen)
-            if smooths and args.answers == "teacher":
-                what["forget"] = answered_by_teacher(original or model, tokenizer, request, args.phrasings, tau, layers)
-            choosing = time.perf_counter() - start
-            prepare(model, args)
-            unlearn(model, **what, tau=tau, layers=layers, teacher_model=original, check=check, record=record,
-                    checkpoint=checkpoint_of(path), resume=args.resume, settings=settings | inputs)
-        record["seconds"] = round(record["seconds"] + choosing, 2)
+        def check():
+            return dict(zip(("forget_fact_accuracy", "retain_fact_accuracy"), facts(request, rest(task))))
+        log = Log(args.method, check, checkpoint_of(path), args.resume, settings | inputs)
+        with plan.explained(take, args, device):
+            tau = forget_rows(model, tokenizer, dataset, request, rest(task), args, log, original)
         if args.tasks > 1:                                  # is what was forgotten first still forgotten?
-            record["fact_accuracy_by_request"] = [fact_accuracy(model, tokenizer, rows.questions(some)) for some in requests]
-        record = {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **record}
+            log.record["fact_accuracy_by_request"] = facts(*requests)
+        record = {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **log.record}
         parent_sha, parent = save_run(path, model, tokenizer, record, parent), path
         print(f"{path}: {record['seconds']:.0f} s", flush=True)
     parallel.stop()
 
 
-def largest_step(what, model):
-    """The losses of one step on the longest rows, as runs.fit takes them. what: keywords of unlearn."""
-    longest = {part: sorted(what[part], key=len)[-what["batch_size"]:] for part in ("forget", "retain")}
-    found = []
-
-    def keep(model, losses, *_, **__):
-        found.append(losses(0))
-        return {"seconds": 0.0}
-    unlearn(model, **what | longest | {"epochs": 1, "teacher": "cached"}, tau=2.0, loop=keep)
-    return found[0]
-
-
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

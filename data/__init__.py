@@ -29,6 +29,7 @@ from data.batches import (
     collate,
     encode,
     mean_over_answers,
+    paired_batches,
     split,
     training_examples,
 )

@@ -10,9 +10,11 @@ from common import UserError
 
 @dataclass
 class Example:
-    """A question and its answer as token ids; the answer ends in EOS."""
+    """A question and its answer as token ids; the answer ends in EOS. refusal: the same question, refused, for methods
+    that teach that."""
     prompt: list
     answer: list
+    refusal: "Example | None" = None
 
     def __len__(self):
         return len(self.prompt) + len(self.answer)
@@ -92,6 +94,18 @@ def bucketed(lengths, batch_size, rng):
         batches += [chunk[j:j + batch_size] for j in range(0, len(chunk), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def paired_batches(forget, retain, epochs, batch_size, rng):
+    """Numbers of examples to unlearn and to retain, a list of pairs for each step -> [[(i, j)]].
+
+    An epoch passes over forget once, in batches of similar length; retain comes again only when all of it has come."""
+    batches = [b for _ in range(epochs) for b in bucketed([len(e) for e in forget], batch_size, rng)]
+    queue = []
+    while retain and len(queue) < epochs * len(forget):
+        queue += [j for b in bucketed([len(e) for e in retain], batch_size, rng) for j in b]
+    queue = iter(queue)
+    return [[(i, next(queue, None)) for i in batch] for batch in batches]
 
 
 def split(batch, parts):

@@ -242,7 +242,7 @@ def train_row(args, flags=(), matmul=2048):
     model, tokenizer = train.new_base(flags, world)
     model.to(device, dtype)
     steps = args.repeats * 10                                       # they take milliseconds
-    stream = data.base_stream("authors", args.data_seed, world, flags.world_share)
+    stream = data.base_stream("authors", args.data_seed, world, train.WORLD_SHARE)
     examples = [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, (steps + 1) * flags.batch_size)]
     batches = data.bucketed([len(e) for e in examples], flags.batch_size, random.Random(args.seed))
     queue = iter(batches)
@@ -250,7 +250,7 @@ def train_row(args, flags=(), matmul=2048):
     def losses():
         batch = data.collate([examples[i] for i in next(queue)], device)
         return [mean_over_answers(answer_nll(model, batch), batch.mask)]
-    [(seconds, _)] = timed(stepper(model, losses, flags.base_lr), repeats=steps, device=device)
+    [(seconds, _)] = timed(stepper(model, losses, train.BASE_LR), repeats=steps, device=device)
     peak, limit = peak_mb(device), matmul_flops(device, dtype, matmul)
     return {"what": "step of train.py", "variant": "ours", "seconds": seconds, "peak_mb": peak, "matmul_flops": limit,
             "tokens_per_s": tokens(examples) / len(batches) / seconds,

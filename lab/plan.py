@@ -1,9 +1,9 @@
 """What a run will take, by component, without loading a weight: --plan of train.py and asu.py.
 
-One step of the longest rows is run on tensors without contents (PyTorch's FakeTensorMode), and every storage that comes to life
-is counted until it is freed: no formula for activations that could be wrong about a loss, a flag or a kernel. On a GPU the sum is what its
-allocator hands out at most; on a CPU the C library keeps some freed memory for itself, and bfloat16 kernels theirs: a run takes up
-to a third more.
+One step of the longest rows is run on tensors without contents (PyTorch's FakeTensorMode), and every storage that
+comes to life is counted until it is freed: no formula for activations that could be wrong about a loss, a flag or a
+kernel. On a GPU the sum is what its allocator hands out at most; on a CPU the C library keeps some freed memory for
+itself, and bfloat16 kernels theirs: a run takes up to a third more.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import functools
 import os
 import subprocess
 import sys
+import unittest.mock
 import weakref
 
 import torch
@@ -20,27 +21,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common import HOME, UserError
-from lab.runs import adamw, prepare
+from lab.runs import prepare
 from model import Transformer
 
 MB = 2**20
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors made while it is entered: `now` alive, and `peak`, of which `logits` over the vocabulary.
+    """Counts the bytes of tensors made while it is entered: `now` alive, and `peak`, of which `logits` over the
+    vocabulary.
 
-    known: tensors that were there before; shape: (V, C) of the head."""
+    It stands in for optim.Log too, so that a loop tells it when theta_0 is remembered and what the optimizer is.
+    Tensors kept in CPU memory beside a GPU do not count."""
 
-    def __init__(self, known, shape):
+    def __init__(self, model):
         super().__init__()
-        self.shape, self.alive = shape, {t.untyped_storage()._cdata for t in known}
+        self.shape, self.device = model.lm_head.weight.shape, model.device                     # (V, C)
+        self.alive = {p.untyped_storage()._cdata for p in model.parameters()}
         self.now = self.now_logits = self.peak = self.logits = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for t in tree_leaves(result):
-            if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in self.alive:
-                storage = t.untyped_storage()
+            if not isinstance(t, torch.Tensor) or t.device.type != self.device.type:
+                continue
+            storage = t.untyped_storage()
+            if storage._cdata not in self.alive:
                 logits = storage.nbytes() if self.shape[0] in t.shape and sorted(t.shape) != sorted(self.shape) else 0
                 self.alive.add(storage._cdata)
                 self.now, self.now_logits = self.now + storage.nbytes(), self.now_logits + logits
@@ -53,12 +59,25 @@ class Live(TorchDispatchMode):
         self.alive.discard(key)
         self.now, self.now_logits = self.now - n, self.now_logits - logits
 
+    def begin(self, model, optimizer, steps, every):
+        self.optimizer, self.theta_0, self.peak = optimizer, self.now, 0
+        return 0
 
-def components(config, device, dtype, args, losses):
+    def add(self, name, loss, weight, tokens):
+        pass
+
+    def end(self, step):
+        pass
+
+    def finish(self):
+        pass
+
+
+def components(config, device, dtype, args, train):
     """What training a model of this config takes -> {component: bytes}.
 
-    args: its flags lora, checkpointing, optimizer_dtype. losses(model) yields the largest step as runs.fit has it; what it
-    makes before its first forward pass with gradients is not counted."""
+    args: its flags lora, checkpointing. train(model, log) takes two steps on the longest rows, for in the second the
+    optimizer has its state. A tensor without contents has no value; where a loop asks for one it is told 0."""
     taken = {} if device.type == "cuda" else {"Python and libraries": resident()}
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
         torch.set_default_dtype(dtype)
@@ -67,31 +86,24 @@ def components(config, device, dtype, args, losses):
         finally:
             torch.set_default_dtype(torch.float32)
         prepare(model, args)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        for p in trained:
-            p.grad = torch.zeros_like(p)
-        there = [*model.parameters(), *(p.grad for p in trained)]
-        taken |= {"weights": sum(p.nbytes for p in model.parameters()), "gradients": sum(p.grad.nbytes for p in trained)}
-        with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
-            step = losses(model)
-        with Live(there, model.lm_head.weight.shape) as live:
-            for loss, *_ in step:
-                loss.backward()
-            del loss, step
-        with Live(there, model.lm_head.weight.shape) as stepped:
-            optimizer = adamw(model, 1e-3, 0.0, args.optimizer_dtype)
-            optimizer.step()
-        more = max(0, stepped.peak - stepped.now - live.peak)         # the step's own copies, where they outweigh the passes
-    return taken | {"optimizer": stepped.now + more, "activations": live.peak - live.logits, "logits": live.logits}
+        taken |= {"weights": sum(p.nbytes for p in model.parameters()),
+                  "gradients": sum(p.nbytes for p in model.parameters() if p.requires_grad)}
+        with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull), Live(model) as live, \
+                unittest.mock.patch.object(torch.Tensor, "item", lambda self: 0.0):
+            train(model, live)
+        state = [t for t in tree_leaves(live.optimizer.state_dict()) if isinstance(t, torch.Tensor)]
+    taken |= {"optimizer": sum(t.nbytes for t in state), "theta_0": live.theta_0, "logits": live.logits}
+    rest = live.peak - taken["gradients"] - taken["optimizer"] - live.theta_0 - live.logits
+    return taken | {"activations": max(0, rest)}
 
 
 WARM = """
 import os, torch, asu
-from lab import runs
+from lab import optim
 from model import ModelConfig, Transformer
 model = Transformer(ModelConfig(vocab_size=300, n_layer=1, n_embd=32))
 model(torch.zeros(4, 32, dtype=torch.long)).log_softmax(-1).mean().backward()
-runs.adamw(model, 1e-3, 0.0).step()
+optim.adamw(model, 1e-3, 0.0).step()
 print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 """
 
@@ -112,8 +124,8 @@ def capacity(device):
 
 def smaller(args):
     """Flags that make a run smaller -> {how they are written: args with them}"""
-    changes = {"--checkpointing": {"checkpointing": True}, f"--micro_batches={args.batch_size}": {"micro_batches": args.batch_size},
-               "--lora=16": {"lora": 16}}
+    changes = {"--checkpointing": {"checkpointing": True},
+               f"--micro_batches={args.batch_size}": {"micro_batches": args.batch_size}, "--lora=16": {"lora": 16}}
     changes[" ".join(changes)] = {k: v for change in changes.values() for k, v in change.items()}
     return {flags: argparse.Namespace(**vars(args) | change) for flags, change in changes.items()}
 
@@ -149,7 +161,8 @@ def explained(take, args, device):
     else:
         return
     if args.shard:
-        raise UserError(f"out of memory on {device}; more processes, --checkpointing or --micro_batches={args.batch_size} take less")
+        raise UserError(f"out of memory on {device}; more processes, --checkpointing or "
+                        f"--micro_batches={args.batch_size} take less")
     taken = take(args)
     raise UserError(f"out of memory on {device}: this takes {sum(taken.values()) / MB:.0f} MB ("
                     + ", ".join(f"{k} {v / MB:.0f}" for k, v in taken.items()) + f"); {advice(take, args, device)}")
