@@ -30,7 +30,7 @@ def training_examples(tokenizer, rows, phrasings=None):
     """Every training phrasing of every row, or the first so many of each, as an Example."""
     examples = []
     for row in rows:
-        for question, answer in zip(row["questions"][:phrasings], row["answers"][:phrasings]):
+        for question, answer in zip(row["questions"][:phrasings], row["answers"]):
             examples.append(encode(tokenizer, question, answer))
     return examples
 
