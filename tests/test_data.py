@@ -343,7 +343,7 @@ def test_other_sets_may_be_missing_and_the_rows_trained_on_are_evaluated_then(tm
     (tmp_path / "world_facts_perturbed.json").unlink()
     loaded = data.load(str(tmp_path))
     assert loaded.sets == {"forget": loaded.forget, "retain": loaded.retain} and loaded.retain[0]["id"] == "retain90:1"
-    assert len(loaded.holdout) == 1
+    assert len(loaded.holdout) == 1 and loaded.questions(loaded.forget) == loaded.forget       # and no one else's
     write(tmp_path, retain_perturbed=[good_row(), other])
     assert len(data.load(str(tmp_path)).sets["retain"]) == 2
     write(tmp_path, retain90_perturbed=[good_row()])                            # its own file before the common one
