@@ -167,6 +167,7 @@ def test_offsets_cover_the_characters(tokenizer):
     for text in (" Mira was born in Lima.", " né à Besançon"):
         ids, spans = tokenizer.offsets(text)
         assert ids == tokenizer.encode(text) and spans[0][0] == 0 and spans[-1][1] == len(text)
+        assert all(start < end for start, end in spans)                         # half a letter covers all of it
     ids, spans = tokenizer.offsets(" Mira was born in Lima.")
     assert [" Mira was born in Lima."[a:b] for a, b in spans] == [tokenizer.decode([i]) for i in ids]
 
