@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 import asu
 import data
-from lab import choose
 from lab.answers import answer_nll, ask
 from tests.conftest import small_model
 
@@ -211,46 +210,6 @@ def test_unlearning_follows_the_extrapolated_teacher(examples, teacher):
     for record, alpha in zip(records, (1.0, 2.0)):
         asu.unlearn(small_model(), examples[:8], examples[8:], record=record, teacher=teacher, alpha=alpha, **settings())
     assert records[1]["curve"][0]["forget_loss"] > 1.2 * records[0]["curve"][0]["forget_loss"]
-
-
-def toy_nll(tokenizer, rows, fact_heads, costly_heads):
-    """In place of a model: each fact head smoothed adds 1 nat to fact tokens, each costly one 1 nat to all others."""
-    def nll(model, batch, tau, below):
-        assert (tau[:below[0]] == 1).all()                  # what is not run again is not smoothed
-        smoothed = {(i, h) for i, row in enumerate(tau) for h, t in enumerate(row) if t > 1}
-        value = torch.full(batch.mask.shape, float(len(smoothed & costly_heads)))
-        for i, row in enumerate(rows):
-            kinds = data.token_classes(tokenizer, row["answers"][i % 5], row["facts"], row["author"])
-            value[i, :len(kinds)][torch.tensor(kinds) == data.FACT] = float(len(smoothed & fact_heads))
-        return value
-    return nll
-
-
-def test_heads_are_chosen_for_the_facts_they_hold_and_not_for_what_they_cost(model, tokenizer, authors, monkeypatch):
-    rows, facts = authors[0][:20], {(0, 1), (1, 0), (1, 3)}
-    monkeypatch.setattr(choose, "answer_nll", toy_nll(tokenizer, rows, facts, {(0, 0), (1, 3)}))
-    table = choose.choose_heads(model, tokenizer, rows, 8.0)
-    assert table == [[1, 8, 1, 1], [8, 1, 1, 1]]                 # (1, 3) holds facts, but costs more than it is worth
-    assert choose.choose_heads(model, tokenizer, rows, 8.0, price=0.1) == [[1, 8, 1, 1], [8, 1, 1, 8]]
-    assert choose.choose_heads(model, tokenizer, rows, 8.0, layers=[1], at_once=1) == [[1, 1, 1, 1], [8, 1, 1, 1]]
-
-
-def test_heads_are_chosen_without_the_held_out_phrasings(model, tokenizer, authors, monkeypatch):
-    seen, encode = [], data.encode
-    monkeypatch.setattr(data, "encode", lambda t, q, a: seen.append((q, a)) or encode(t, q, a))
-    rows = authors[0][:20]
-    with torch.no_grad():
-        model.lm_head.weight.mul_(3)
-    choose.choose_heads(model, tokenizer, rows, 8.0, price=0.0)
-    assert len(seen) == 20 and all(q in row["questions"] and a in row["answers"] for (q, a), row in zip(seen, rows))
-
-
-def test_heads_cannot_be_chosen_without_facts_or_worth(model, tokenizer, authors, monkeypatch):
-    with pytest.raises(ValueError, match="this data names none"):
-        choose.choose_heads(model, tokenizer, [authors[0][0] | {"facts": []}], 8.0)
-    monkeypatch.setattr(choose, "answer_nll", toy_nll(tokenizer, authors[0][:20], set(), set()))
-    with pytest.raises(ValueError, match="no head is worth smoothing"):
-        choose.choose_heads(model, tokenizer, authors[0][:20], 8.0)
 
 
 def test_the_teachers_own_answers_stand_in_for_the_true_ones(model, tokenizer, authors):
