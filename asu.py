@@ -21,16 +21,15 @@ retain set it is held where it was:
                mean over D_R of (1/T) sum_t KL( p(. | ...; theta_0) || p(. | ...; theta) )                 "kl"
     L        = c_forget L_ASU + c_retain L_retain
 
-x is the prompt, y the answer of T tokens, EOS included; prompt and padding count in neither term. The student always runs
-at tau = 1.
+x is the prompt, y the answer of T tokens, EOS included; prompt and padding count in neither term. The student always
+runs at tau = 1.
 
-Two additions of ours are on by default, because a model this small recalls and speaks with the same few heads: only the
-heads that facts need are smoothed (--heads=auto, see lab/choose.py), and the teacher is strengthened a little (--alpha).
+Two additions of ours are on by default, because a model this small recalls and speaks with the same few heads: only
+the heads that facts need are smoothed (--heads=auto, see lab/choose.py), and the teacher is strengthened (--alpha).
 """
 
 import inspect
 import random
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +38,7 @@ import torch.nn.functional as F
 
 import baselines
 import data
-from common import HOME, UserError, cli
+from common import UserError, cli
 from common.files import check_writable
 from common.hf import local_dir
 from data import mean_over_answers
@@ -47,20 +46,20 @@ from lab import parallel, plan
 from lab.answers import answer_logp, fact_accuracy
 from lab.choose import smoothing, tau_flag
 from lab.optim import Log, adamw, lr_at
-from lab.runs import checkpoint_of, load_run, made_by_train, prepare, read_run, save_run, weights_sha256
+from lab.runs import check_name, checkpoint_of, load_run, made_by_train, prepare, read_run, save_run, weights_sha256
 from model import attention_scales, read_config
 
 
 # ------------------------------------------------------------------------------------------------- losses
 # A loss is a function of tensors, and the names of its parameters say which it needs; look() makes them. B sequences of
-# up to A answer tokens, V vocabulary, C width; everything at answer tokens only.
-#     mask, target                        (B, A)     True where there is a token; its id
-#     logp, nll, s                        (B, A, V), (B, A), (B,)   the student's log-probabilities, at tau = 1; of the true
-#                                         tokens -log p(y_t), 0 on padding; summed: log p(y | x)
-#     teacher_logp                        (B, A, V)  the forget-teacher's: theta_0 at tau
-#     reference_logp, reference_s         (B, A, V), (B,)   theta_0's at tau = 1
-#     hidden, teacher_hidden, reference_hidden       (B, A, C)   residual streams after --hidden_layer layers
-#     refused_nll, refused_s, ...         the same for the same prompts answered by a refusal
+# up to A answer tokens, V vocabulary, C width; all of it at answer tokens only. The student runs at tau = 1.
+#     mask, target       (B, A)     True where there is an answer token; its id
+#     logp               (B, A, V)  the student's log-probabilities
+#     nll, s             (B, A), (B,)   -log p(y_t) of the true tokens, 0 on padding; their log p summed
+#     teacher_logp       (B, A, V)  the forget-teacher's log-probabilities: theta_0 at tau
+#     reference_logp, reference_s   (B, A, V), (B,)   theta_0's at tau = 1
+#     hidden, teacher_hidden, reference_hidden   (B, A, C)   residual streams after --hidden_layer layers
+#     refused_nll, refused_s, ...   the same for the same prompts, answered by a refusal
 # A parameter with a default is the method's own knob (--beta).
 def forward_kl(teacher_logp, student_logp, mask):
     """KL(teacher || student), the teacher first: mass where the teacher has mass (equation of L_ASU). -> scalar >= 0.
@@ -77,13 +76,14 @@ def asu(logp, teacher_logp, mask):
 
 
 def asu_idk(logp, teacher_logp, mask, refused_nll, refused_mask):
-    """ASU+IDK: a refusal is taught, and ASU on every answer token but the first, where the refusal parts from the answer."""
+    """ASU+IDK: teach a refusal, and ASU on every answer token but the first, where the refusal parts from the
+    answer."""
     after_first = torch.arange(mask.size(1), device=mask.device) > 0
     return forward_kl(teacher_logp, logp, mask & after_first) + baselines.idk(refused_nll, refused_mask)
 
 
 def asu_hidden(hidden, teacher_hidden, mask):
-    """ASU for hazardous knowledge: MSE between the student's and the smoothed model's residual stream after one layer."""
+    """ASU for hazardous knowledge: MSE to the smoothed model's residual stream after one layer."""
     return mean_over_answers(((hidden - teacher_hidden) ** 2).mean(-1), mask)
 
 
@@ -158,7 +158,8 @@ class Frozen:
         return hidden if what == "hidden" else F.linear(hidden, self.head).float().log_softmax(-1)
 
     def teacher(self, what, examples, batch):
-        """The forget-teacher. With alpha > 1 from theta_0 through it and on, z + alpha (z_tau - z): ours, not the paper's."""
+        """The forget-teacher. With alpha > 1 from theta_0 through it and on, z + alpha (z_tau - z): ours, not the
+        paper's."""
         z_tau = self.says("teacher", what, examples, batch)
         if self.alpha == 1:
             return z_tau
@@ -203,46 +204,48 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
             teacher_model=None, log=None):
     """Unlearn `forget` from `model` (changed in place) and return it.
 
-    forget, retain: lists of data.Example. An epoch passes over the forget set once; each of its examples meets a retain
-    example, which are drawn without repetition until all have been. method: a name in METHODS; retain_loss: in
-    RETAIN_LOSSES. tau, layers: the teacher's smoothing, see model.attention_scales. alpha: see Frozen.teacher. beta: the
-    method's own knob (None: its default). refusals: token ids of refusing answers. warmup: share of the steps. teacher:
-    cached or live, see Frozen. hidden_layer: layers behind a hidden state (None: half of them). teacher_model: theta_0, if
-    it is not `model` as it is now. log: an optim.Log, which keeps the record. Raises ValueError for settings that do not fit
-    together, empty sets, rows that are too long, a loss that is not finite.
+    forget, retain: lists of data.Example. An epoch passes over the forget set once; each of its examples meets a
+    retain example, and no retain example comes again before all have come. method: a name in METHODS; retain_loss: in
+    RETAIN_LOSSES. tau, layers: the teacher's smoothing, see model.attention_scales. alpha: see Frozen.teacher. beta:
+    the method's own knob (None: its default). refusals: token ids of refusing answers. warmup: share of the steps.
+    teacher: cached or live, see Frozen. hidden_layer: layers behind a hidden state (None: half of them).
+    teacher_model: theta_0, if it is not `model` as it is now. log: an optim.Log, which keeps the record. Raises
+    ValueError for settings that do not fit together, empty sets, rows that are too long, a loss that is not finite.
     """
-    hidden_layer = hidden_layer or max(1, model.config.n_layer // 2)
+    hidden_layer = max(1, model.config.n_layer // 2) if hidden_layer is None else hidden_layer
     check_settings(model, forget, retain, tau, layers, method, retain_loss, beta, refusals, teacher, hidden_layer)
     if method == "asu" and torch.as_tensor(tau).eq(1).all():
         print("tau=1 is no smoothing: the teacher is the model itself, and nothing changes", flush=True)
         epochs = 0
     forget_loss, retain_loss, knob = METHODS[method], RETAIN_LOSSES[retain_loss], {} if beta is None else {"beta": beta}
     log, rng = log or Log(method), random.Random(f"unlearn {seed}")
-    numbers = paired_batches(forget, retain, epochs, batch_size, rng)
-    forget, retain = with_refusals(forget, forget_loss, refusals, rng), with_refusals(retain, retain_loss, refusals, rng)
+    numbers = data.paired_batches(forget, retain, epochs, batch_size, rng)
+    forget = with_refusals(forget, forget_loss, refusals, rng)
+    retain = with_refusals(retain, retain_loss, refusals, rng)
     data.check_length([*forget, *(retain if retain_loss else ())], model.config.block_size)
-    batches = [[(forget[i], retain[j] if retain_loss else None) for i, j in batch] for batch in numbers]
-    drawn, steps = {id(example) for batch in batches for pair in batch for example in pair}, len(batches)
+    batches, steps = [[(forget[i], retain[j] if retain else None) for i, j in batch] for batch in numbers], len(numbers)
+    drawn = {j for batch in numbers for _, j in batch}
 
     theta_0 = Frozen(teacher_model or model, tau, layers, alpha, hidden_layer, live=teacher == "live")
-    theta_0.remember(forget_loss, [example for example in forget if id(example) in drawn])
-    theta_0.remember(retain_loss, [example for example in retain if id(example) in drawn])
+    theta_0.remember(forget_loss, forget)
+    theta_0.remember(retain_loss, [retain[j] for j in sorted(drawn)] if retain_loss else [])
     optimizer = adamw(parallel.settled(model), lr, weight_decay, optimizer_dtype)
-    print(f"{method}: {len(forget)} forget and {len(retain)} retain examples, {epochs} epochs, {steps} steps of {batch_size} "
-          f"+ {batch_size}" + f", teacher {teacher}" * smooths(method), flush=True)
+    print(f"{method}: {len(forget)} forget and {len(retain)} retain examples, {epochs} epochs, {steps} steps of "
+          f"{batch_size} + {batch_size}" + f", teacher {teacher}" * smooths(method), flush=True)
     model.train()
-    for step in range(log.begin(model, optimizer, steps, every=steps // max(1, epochs)), steps):
+    first = log.begin(model, optimizer, steps, every=steps // max(1, epochs))
+    for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, steps, lr, warmup)
         for part, n in parallel.micro_batches(batches[step], micro_batches):
             (forget_part, retain_part), share = zip(*part), n / len(batches[step])
-            tensors, tokens = look(model, theta_0, forget_part, forget_loss)        # forward: teacher at tau, student at 1
-            loss = forget_loss(**tensors, **knob)                                   # KL(teacher || student)
+            tensors, tokens = look(model, theta_0, forget_part, forget_loss)    # forward: teacher at tau, student at 1
+            loss = forget_loss(**tensors, **knob)                               # ASU: KL(teacher || student)
             log.add("forget", share * loss.item(), c_forget, tokens)
-            parallel.backward(model, share * c_forget * loss)                       # frees its graph before the next is built
+            parallel.backward(model, share * c_forget * loss)                   # and its graph is gone
             if retain_loss:
                 tensors, tokens = look(model, theta_0, retain_part, retain_loss)
-                loss = retain_loss(**tensors)                                       # hold the rest
+                loss = retain_loss(**tensors)                                   # hold the rest
                 log.add("retain", share * loss.item(), c_retain, tokens)
                 parallel.backward(model, share * c_retain * loss)
         parallel.add_gradients(model)
@@ -252,16 +255,6 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
         log.end(step)
     log.finish()
     return model.eval()
-
-
-def paired_batches(forget, retain, epochs, batch_size, rng):
-    """[[(forget number, retain number)]], a list a step. An epoch passes over forget once; retain repeats once all are drawn."""
-    batches = [b for _ in range(epochs) for b in data.bucketed([len(e) for e in forget], batch_size, rng)]
-    queue = []
-    while retain and len(queue) < epochs * len(forget):
-        queue += [i for b in data.bucketed([len(e) for e in retain], batch_size, rng) for i in b]
-    queue = iter(queue)
-    return [[(i, next(queue, None)) for i in batch] for batch in batches]
 
 
 def with_refusals(examples, loss, refusals, rng):
@@ -281,9 +274,10 @@ def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta
                                ("teacher", teacher, ("cached", "live"))):
         if given not in known:
             raise UserError(f"{name}={given}: choose from {', '.join(known)}")
-    if method not in baselines.RETAIN_ONLY.get(retain_loss, METHODS):
-        raise UserError(f"the retain loss {retain_loss} belongs to method {' or '.join(baselines.RETAIN_ONLY[retain_loss])}, "
-                        f"not to {method}; with any method go none, gd, kl")
+    owners = baselines.RETAIN_ONLY.get(retain_loss, METHODS)
+    if method not in owners:
+        raise UserError(f"the retain loss {retain_loss} belongs to method {' or '.join(owners)}, not to {method}; with "
+                        "any method go none, gd, kl")
     if not 1 <= hidden_layer <= model.config.n_layer:
         raise UserError(f"hidden_layer={hidden_layer}: the model has {model.config.n_layer} layers")
     if beta is not None and "beta" not in inspect.signature(METHODS[method]).parameters:
@@ -299,8 +293,8 @@ def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta
     model.attention_scales(tau, layers)                     # refuses a bad tau or layers
     below, tau = [i for i in range(hidden_layer) if layers is None or i in layers], torch.as_tensor(tau)
     if method == "asu_hidden" and (not below or (tau[below] if tau.dim() else tau).eq(1).all()):
-        raise UserError(f"the teacher's hidden state after {hidden_layer} layers is the model's own, because no layer before "
-                        "it is smoothed")
+        raise UserError(f"the teacher's hidden state after {hidden_layer} layers is the model's own, because no layer "
+                        "before it is smoothed")
 
 
 # -------------------------------------------------------------------------------------------- command line
@@ -310,22 +304,22 @@ def parse(argv=None):
     add("--run", help="the model to unlearn: a run, HF directory or hub id (default OUT/target)")
     add("--name", help="name of the run directory to write (default METHOD_RETAIN: asu_gd, npo_kl, ...)")
     add("--method", choices=[m for m in METHODS if m != "asu_hidden"], default="asu", help="ASU, or a baseline")
-    add("--target", choices=["logits", "hidden"], default="logits", help="what ASU distils: the teacher's distribution, or "
-        "its hidden state")
-    add("--hidden_layer", type=cli.positive_int, help="layers behind the hidden state of --target=hidden and of rmu (default: "
-        "half of them)")
-    add("--tau", type=tau_flag, default=1000.0, help="attention temperature of the forget-teacher; 1 is no smoothing; auto: "
-        "from the model's own NLL, see lab/choose.py")
-    add("--layers", type=cli.layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8; 1- is all but the first")
+    add("--target", choices=["logits", "hidden"], default="logits", help="what ASU distils: the teacher's "
+        "distribution, or its hidden state")
+    add("--hidden_layer", type=cli.positive_int, help="layers behind the hidden state of --target=hidden and of rmu "
+        "(default: half of them)")
+    add("--tau", type=tau_flag, default=1000.0, help="attention temperature of the forget-teacher; 1 is no smoothing; "
+        "auto: from the model's own NLL, see lab/choose.py")
+    add("--layers", type=cli.layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8 or 1-")
     add("--heads", choices=["auto", "all"], default="auto", help="smooth the heads that facts need most (auto), or all")
-    add("--alpha", type=cli.positive_float, default=1.2, help="strengthen the teacher: z + alpha (z_tau - z); 1 is the paper's")
+    add("--alpha", type=cli.positive_float, default=1.2, help="strengthen the teacher: z + alpha (z_tau - z)")
     add("--beta", type=cli.positive_float, help="the method's own knob, see baselines.py (default: the method's)")
-    add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="what holds the retain set; ap goes with idk, hidden with rmu")
+    add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="retain term; ap goes with idk, hidden with rmu")
     add("--c_forget", type=cli.non_negative_float, default=1.0, help="weight of the forget loss")
     add("--c_retain", type=cli.non_negative_float, default=1.0, help="weight of the retain loss")
     add("--tasks", type=cli.positive_int, default=1, help="forget the authors in so many requests, one after another")
-    add("--teacher_from", choices=["latest", "original"], default="latest", help="theta_0 of the second request and later: "
-        "the weights that the one before left, or --run's")
+    add("--teacher_from", choices=["latest", "original"], default="latest", help="theta_0 of the second request and "
+        "later: the weights that the one before left, or --run's")
     add("--epochs", type=cli.positive_int, default=10, help="passes over the forget set")
     add("--lr", type=cli.positive_float, default=1e-3)
     add("--warmup", type=cli.fraction, default=0.1, help="share of the steps")
@@ -360,10 +354,12 @@ def forget_rows(model, tokenizer, dataset, request, retain, args, log, original=
     original: theta_0, if it is not `model` as it is now."""
     tau = layers = None
     if smooths(args.method):
-        chosen = smoothing(original or model, tokenizer, request, dataset, args.tau, args.layers, args.heads, args.phrasings)
+        chosen = smoothing(original or model, tokenizer, request, dataset, args.tau, args.layers, args.heads,
+                           args.phrasings)
         tau, layers = parallel.from_first(chosen)
     prepare(model, args)
-    unlearn(model, **keywords(args, tokenizer, request, retain), tau=tau, layers=layers, teacher_model=original, log=log)
+    settings = keywords(args, tokenizer, request, retain)
+    unlearn(model, **settings, tau=tau, layers=layers, teacher_model=original, log=log)
     return tau
 
 
@@ -391,25 +387,18 @@ def memory(args, parent, device, dtype, rows):
     return taken
 
 
-def taken_names():
-    """Names in OUT that other parts of the repository write."""
-    return {"base", "target", "retrained", "data", *(path.stem for path in (HOME / "experiments").glob("[a-z]*.py"))}
-
-
 def main():
     args = parse()
     check_writable(args.out)
     device, dtype = parallel.start(args)
     out, name = Path(args.out), args.name or f"{args.method}_{args.retain}"
-    if not re.fullmatch(r"\w[\w.-]*", name) or name in taken_names():
-        raise UserError(f"--name={name}: a plain name is needed that is none of {', '.join(sorted(taken_names()))}")
+    check_name(name)
     parent = out / "target" if args.run is None else args.run
     dataset = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     requests = data.by_author(dataset.forget, args.tasks)
     parent_run = read_run(local_dir(made_by_train(parent), weights=not args.plan))
     if parent_run.get("data_sha256", dataset.sha256) != dataset.sha256:
-        raise UserError(f"{parent} was trained on other data than --data={args.data} --data_seed={args.data_seed} "
-                        f"--n_authors={args.n_authors} gives")
+        raise UserError(f"{parent} was trained on other data than --data, --data_seed and --n_authors give")
 
     def rest(task):
         """The retain set of a request: what nobody has asked to forget yet."""

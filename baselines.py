@@ -2,10 +2,10 @@
 
     python asu.py --method=npo --retain=kl
 
-A loss takes tensors, by the names that stand at the top of asu.py, and returns a scalar to minimise. y is the true answer
-of T tokens, y_idk a refusal; s(x, y) = sum_t log p(y_t | x, y_<t) under the student, s_ref (reference_s) under theta_0; all see
-answer tokens only. beta is the method's own knob. GradDiff is "ga" with --retain=gd. Not methods, but reference rows of the
-report: the target, and the model retrained without the forget set.
+A loss takes tensors, by the names that stand at the top of asu.py, and returns a scalar to minimise. y is the true
+answer of T tokens, y_idk a refusal; s(x, y) = sum_t log p(y_t | x, y_<t) under the student, s_ref (reference_s) under
+theta_0; all see answer tokens only. beta is the method's own knob. GradDiff is "ga" with --retain=gd. Not methods,
+but reference rows of the report: the target, and the model retrained without the forget set.
 """
 
 import math
@@ -32,7 +32,8 @@ def simnpo(s, mask, beta=4.5, gamma=0.0):
 
 
 def dpo(refused_s, refused_reference_s, s, reference_s, beta=0.1):
-    """-(2/beta) log sigmoid(beta [(s - s_ref)(y_idk) - (s - s_ref)(y)]): the refusal preferred (DPO, arXiv 2305.18290)."""
+    """-(2/beta) log sigmoid(beta [(s - s_ref)(y_idk) - (s - s_ref)(y)]): the refusal preferred (DPO, arXiv
+    2305.18290)."""
     return -(2 / beta) * F.logsigmoid(beta * ((refused_s - refused_reference_s) - (s - reference_s))).mean()
 
 
@@ -47,7 +48,8 @@ def me(logp, mask):
 
 
 def undial(logp, reference_logp, target, mask, beta=10.0):
-    """Self-distillation from softmax(z_ref - beta onehot(y_t)): the true token's logit lowered (UNDIAL, arXiv 2402.10052)."""
+    """Self-distillation from softmax(z_ref - beta onehot(y_t)): the true token's logit lowered (UNDIAL, arXiv
+    2402.10052)."""
     teacher_logp = (reference_logp - beta * F.one_hot(target, logp.size(-1))).log_softmax(-1)
     return mean_over_answers(F.kl_div(logp, teacher_logp, reduction="none", log_target=True).sum(-1), mask)
 

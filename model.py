@@ -1,7 +1,7 @@
 """The Llama-family transformer, with one thing added: the temperature tau of its attention softmax.
 
-RMSNorm, rotary positions, SwiGLU, grouped-query attention, tied or untied head, optional attention biases. Module names are
-HF's, so a state dict is an HF checkpoint. This file knows nothing of unlearning.
+RMSNorm, rotary positions, SwiGLU, grouped-query attention, tied or untied head, optional attention biases. Module names
+are HF's, so a state dict is an HF checkpoint. This file knows nothing of unlearning.
 
 Shapes: B batch, T time, S time of the keys, C = n_embd, nh heads, nkv key/value heads, hs = C / nh, V vocabulary.
 """
@@ -75,7 +75,7 @@ def attention_scales(tau, layers, n_layer, n_head, hs):
     if layers is not None and not len(layers):
         raise UserError("layers is empty; leave it out to smooth all layers")
     smoothed = range(n_layer) if layers is None else layers
-    per_layer = [taus[i] if taus.dim() and i in smoothed else taus if i in smoothed else torch.ones(()) for i in range(n_layer)]
+    per_layer = [(taus[i] if taus.dim() else taus) if i in smoothed else torch.ones(()) for i in range(n_layer)]
     scale = [1 / (tau * math.sqrt(hs)) for tau in per_layer]
     return [s.float().view(-1, 1, 1) if s.dim() else s.item() for s in scale]
 
@@ -83,11 +83,12 @@ def attention_scales(tau, layers, n_layer, n_head, hs):
 def attend(q, k, v, scale, mask=None, explicit=False):
     """softmax(scale * q k^T + mask) v -> ((B, nh, T, hs), weights (B, nh, T, S) or None).
 
-    q (B, nh, T, hs); k, v (B, nkv, S, hs). scale: a number or (nh, 1, 1). mask: True where a query may look, broadcast to
-    (B, nh, T, S); None is causal. The explicit path is the formula, the other is PyTorch's fused kernel: same result.
+    q (B, nh, T, hs); k, v (B, nkv, S, hs). scale: a number or (nh, 1, 1). mask: True where a query may look, broadcast
+    to (B, nh, T, S); None is causal. The explicit path is the formula, the other is PyTorch's fused kernel: same
+    result.
     """
     shared = q.size(1) // k.size(1)                         # query heads to each key/value head
-    if shared > 1 and (explicit or not q.is_cpu):           # the CPU's fused kernel shares them itself, with a mask or without
+    if shared > 1 and (explicit or not q.is_cpu):           # the CPU's fused kernel shares them itself
         k, v = (a.repeat_interleave(shared, 1) for a in (k, v))
     if not explicit:
         if torch.is_tensor(scale):
@@ -195,7 +196,7 @@ class Transformer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = c = config
-        self.checkpointing = False          # keep only each layer's input for the backward pass, and compute its inside again
+        self.checkpointing = False          # keep each layer's input alone; the backward pass computes its inside again
         self.embed_tokens = nn.Embedding(c.vocab_size, c.n_embd)
         self.layers = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         self.norm = RMSNorm(c)
@@ -224,12 +225,12 @@ class Transformer(nn.Module):
 
     def hidden(self, idx, tau=1.0, layers=None, attention_mask=None, caches=None, explicit=False, weights=None,
                n_layers=None, below=None):
-        """Final hidden states, before the head: idx (B, T) -> (B, T, C). With n_layers, the residual stream after so many;
-        below = (n, x): go on from it, x (B, T, C) after the first n, which are not run again.
+        """Final hidden states, before the head: idx (B, T) -> (B, T, C). With n_layers, the residual stream after so
+        many; below = (n, x): go on from it, x (B, T, C) after the first n, which are not run again.
 
-        tau, layers: attention temperature, see attention_scales. attention_mask (B, S): False on padding, left or right;
-        S = T, or with caches all positions so far. weights: a list to which every layer's attention (B, nh, T, S) is
-        appended. Raises ValueError past block_size.
+        tau, layers: attention temperature, see attention_scales. attention_mask (B, S): False on padding, left or
+        right; S = T, or with caches all positions so far. weights: a list to which every layer's attention (B, nh, T,
+        S) is appended. Raises ValueError past block_size.
         """
         B, T = idx.shape
         past = caches[0].used if caches else 0
@@ -242,8 +243,8 @@ class Transformer(nn.Module):
         position, mask = query, None                                                # (T,), causal
         if attention_mask is not None:
             seen = attention_mask.bool()                                            # (B, S)
-            position = (seen.cumsum(1) - 1).clamp(min=0)[:, None, past:]            # (B, 1, T): real tokens count from 0
-            mask = (key <= query[:, None]) & seen[:, None] | (key == query[:, None])    # padding sees itself, not nothing
+            position = (seen.cumsum(1) - 1).clamp(min=0)[:, None, past:]            # (B, 1, T): real tokens, from 0
+            mask = (key <= query[:, None]) & seen[:, None] | (key == query[:, None])    # padding sees itself
             mask = mask[:, None]                                                    # (B, 1, T, S)
         elif past:
             mask = key <= query[:, None]                                            # (T, S)
@@ -271,8 +272,9 @@ class Transformer(nn.Module):
                  use_cache=True):
         """Continue prompts of unequal length (lists of ids) in one batch -> lists of new ids, without the EOS.
 
-        temperature 0 is greedy, else samples from softmax(logits / temperature), from the top_k tokens if given; the same
-        seed gives the same draw. eos_id: one or several, default the config's. use_cache=False recomputes everything at every token.
+        temperature 0 is greedy, else samples from softmax(logits / temperature), from the top_k tokens if given; the
+        same seed gives the same draw. eos_id: one or several, default the config's. use_cache=False recomputes
+        everything at every token.
         """
         c, device = self.config, self.device
         stops = torch.tensor(c.eos_ids if eos_id is None else as_list(eos_id), dtype=torch.long, device=device)
@@ -284,7 +286,8 @@ class Transformer(nn.Module):
                             f"{c.block_size}")
         idx = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=device)          # left padding
         seen = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts], dtype=torch.bool, device=device)
-        caches = [KVCache(len(prompts), c.n_kv_head, T + max_new_tokens, c.head_dim, torch.empty(0, dtype=self.dtype, device=device))
+        like = torch.empty(0, dtype=self.dtype, device=device)
+        caches = [KVCache(len(prompts), c.n_kv_head, T + max_new_tokens, c.head_dim, like)
                   for _ in range(c.n_layer)] if use_cache else None
         generator = torch.Generator(device=device).manual_seed(seed)
         done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -309,7 +312,9 @@ class Transformer(nn.Module):
 
     # ------------------------------------------------------------------------------------------- HF files
     def save_pretrained(self, dir, state_dict=None):
-        """Write config.json and model.safetensors as HF's AutoModelForCausalLM reads them. state_dict: default the model's."""
+        """Write config.json and model.safetensors as HF's AutoModelForCausalLM reads them.
+
+        state_dict: default the model's."""
         dir, config = Path(dir), to_hf(self.config)
         dir.mkdir(parents=True, exist_ok=True)
         state = {k if k.startswith("lm_head") else f"model.{k}": v.contiguous()

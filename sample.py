@@ -8,32 +8,22 @@
 import sys
 from pathlib import Path
 
-from common import UserError
-from common.cli import (
-    Parser,
-    layer_list,
-    layer_numbers,
-    non_negative_float,
-    pick_device,
-    positive_float,
-    positive_int,
-    run,
-)
+from common import UserError, cli
 from lab.answers import ask
 from lab.runs import load_run
 
 
 def parse():
-    p = Parser("Ask a model a question.")
+    p = cli.Parser("Ask a model a question.")
     add = p.add_argument
     add("--run", help="run, HF directory or hub id (default OUT/target)")
     add("--compare", help="a second one, shown beside the first")
     add("--question", help="the question; left out, questions are read line by line until an empty one")
-    add("--tau", type=positive_float, default=1.0, help="attention temperature of --run")
-    add("--layers", type=layer_list, default="all", help="layers at that temperature: all, or as in 0,1 or 6-8 or 1-")
-    add("--max_new_tokens", type=positive_int, default=40)
-    add("--temperature", type=non_negative_float, default=0.0, help="0 is greedy")
-    add("--top_k", type=positive_int, help="sample from the k likeliest tokens")
+    add("--tau", type=cli.positive_float, default=1.0, help="attention temperature of --run")
+    add("--layers", type=cli.layer_list, default="all", help="layers at that temperature: all, or as in 0,1 or 6-8")
+    add("--max_new_tokens", type=cli.positive_int, default=40)
+    add("--temperature", type=cli.non_negative_float, default=0.0, help="0 is greedy")
+    add("--top_k", type=cli.positive_int, help="sample from the k likeliest tokens")
     add("--show_prompt", action="store_true", help="print the exact text each model is given before its answer")
     return p.parse_args()
 
@@ -51,10 +41,10 @@ def questions(given):
 
 def main():
     args = parse()
-    device, dtype = pick_device(args)
+    device, dtype = cli.pick_device(args)
     first = Path(args.out) / "target" if args.run is None else args.run
     loaded = load_run(first, device, dtype)
-    smoothing = {"tau": args.tau, "layers": layer_numbers(args.layers, loaded[0].config.n_layer)}
+    smoothing = {"tau": args.tau, "layers": cli.layer_numbers(args.layers, loaded[0].config.n_layer)}
     shown = [(f"{first}" + (f" at tau={args.tau:g}" if args.tau != 1 else ""), loaded, smoothing)]
     if args.compare:
         shown.append((args.compare, load_run(args.compare, device, dtype), {}))
@@ -71,4 +61,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -30,7 +30,7 @@ from model import ModelConfig, Transformer, read_config
 
 BASE_LR = 3e-3          # of the base model; --lr is of fine-tuning
 WORLD_SHARE = 0.2       # of world facts among the questions that the base model reads, the rest are about strangers
-NOT_BASES = "n_authors", "forget", "epochs", "lr", "replay", "phrasings"        # flags that make no difference to the base
+NOT_BASES = "n_authors", "forget", "epochs", "lr", "replay", "phrasings"        # flags that mean nothing to the base
 
 
 def parse(argv=None):
@@ -47,22 +47,24 @@ def parse(argv=None):
     add("--base_rows", type=cli.positive_int, default=25600, help="questions the base model sees, each once")
     add("--epochs", type=cli.positive_int, default=9, help="of fine-tuning, over every training phrasing")
     add("--lr", type=cli.positive_float, default=2e-3, help="of fine-tuning")
-    add("--replay", type=cli.non_negative_float, help="base questions replayed for each author question (default 0.5; 0 "
-        "with --init_from)")
+    add("--replay", type=cli.non_negative_float, help="base questions replayed for each author question (default "
+        "0.5; 0 with --init_from)")
     add("--warmup", type=cli.fraction, default=0.05, help="share of the steps")
     cli.training_flags(p, "questions a step")
     return p.parse_args(argv)
 
 
 def new_base(args, world):
-    """-> (Transformer, Tokenizer) from scratch. The tokenizer learns from what every model may see: no author's name."""
+    """-> (Transformer, Tokenizer) from scratch. The tokenizer learns from what every model may see: no author's
+    name."""
     stream = data.base_stream(args.data, args.data_seed, world, WORLD_SHARE)
     texts = [text for q, a in itertools.islice(stream, 20000) for text in (q, data.ANSWER.format(answer=a))]
     tokenizer = data.Tokenizer.train(texts, args.vocab_size)
     torch.manual_seed(args.seed)
-    return Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, block_size=args.block_size, n_layer=args.n_layer,
-                                   n_head=args.n_head, n_kv_head=args.n_head, n_embd=args.n_embd, n_hidden=args.n_hidden,
-                                   eos_id=tokenizer.eos_id)), tokenizer
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, block_size=args.block_size, n_layer=args.n_layer,
+                         n_head=args.n_head, n_kv_head=args.n_head, n_embd=args.n_embd, n_hidden=args.n_hidden,
+                         eos_id=tokenizer.eos_id)
+    return Transformer(config), tokenizer
 
 
 def encoded(tokenizer, stream, n):
@@ -74,11 +76,12 @@ def encoded(tokenizer, stream, n):
 def fit(model, batches, args, lr, log):
     """Minimise the cross-entropy of the answers, mean over a sequence's tokens, then over sequences. In place.
 
-    batches: a list of lists of data.Example, one a step; args: flags; log: an optim.Log. Raises UserError where a loss is
-    not finite."""
+    batches: a list of lists of data.Example, one a step; args: flags; log: an optim.Log. Raises UserError where a
+    loss is not finite."""
     optimizer, steps = adamw(parallel.settled(model), lr, args.weight_decay, args.optimizer_dtype), len(batches)
     model.train()
-    for step in range(log.begin(model, optimizer, steps, every=-(-steps // 8)), steps):
+    first = log.begin(model, optimizer, steps, every=-(-steps // 8))
+    for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, steps, lr, args.warmup)
         for examples, n in parallel.micro_batches(batches[step], args.micro_batches):

@@ -1,4 +1,4 @@
-"""What every part needs and none is about: cli.py (flags, errors for people), files.py (whole files), hf.py (HF's file format)."""
+"""What every part needs and none is about: cli.py (flags), files.py (whole files), hf.py (HF's file format)."""
 
 from pathlib import Path
 

@@ -41,7 +41,7 @@ def run(main):
 
 
 def _complain(message):
-    if processes()[0] > 0:                                  # under torchrun: the first's words will do, and its end is ours
+    if processes()[0] > 0:                                  # under torchrun the first's words will do; its end is ours
         time.sleep(10)
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
     return 2
@@ -57,11 +57,12 @@ class Parser(argparse.ArgumentParser):
         add = self.add_argument
         add("--out", default="out", help="directory of all runs and reports")
         add("--seed", type=whole, default=0, help="of training: initial weights, batch order")
-        add("--data", default="authors", help="authors, books, hazards (generated), tofu, muse-books, muse-news, wmdp-bio, wmdp-cyber (from "
-            "the hub), or a directory with the files of any of them")
+        add("--data", default="authors", help="a generated world (authors, books, hazards), a benchmark (tofu, "
+            "muse-..., wmdp-...), or a directory with the files of one, see docs/data.md")
         add("--data_seed", type=whole, default=0, help="which fictitious authors are generated")
         add("--n_authors", type=positive_int, default=60, help="how many authors, books or substances are generated")
-        add("--forget", default="forget10", help="the split to forget: forget01, forget05, forget10; of MUSE-News also scal_1, sust_1, ...")
+        add("--forget", default="forget10", help="the split to forget: forget01, forget05, forget10; of MUSE-News also "
+            "scal_1, sust_1, ...")
         add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
         add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights and activations")
 
@@ -87,14 +88,14 @@ def training_flags(p, batch_size_help):
     add("--batch_size", type=positive_int, default=32, help=batch_size_help)
     add("--micro_batches", type=positive_int, default=1, help="parts a batch is computed in, to save memory")
     add("--phrasings", type=positive_int, help="of each question, so many of its training phrasings (default: all)")
-    add("--checkpointing", action="store_true", help="compute each layer twice instead of keeping its inside, to save memory")
+    add("--checkpointing", action="store_true", help="compute each layer twice, not keeping its inside, to save memory")
     add("--lora", type=positive_int, help="train a change of this rank beside frozen matrices (LoRA), to save memory")
-    add("--optimizer_dtype", choices=["float32", "bfloat16"], default="float32", help="of AdamW's state; float32 beside bfloat16 "
-        "weights keeps a float32 copy of them, bfloat16 loses steps that are small beside the weight")
+    add("--optimizer_dtype", choices=["float32", "bfloat16"], default="float32", help="of AdamW's state; float32 "
+        "beside bfloat16 weights keeps a float32 copy of them, bfloat16 loses steps that are small beside the weight")
     add("--weight_decay", type=non_negative_float, default=0.01)
     add("--grad_clip", type=positive_float, default=1.0)
     add("--resume", action="store_true", help="go on where an interrupted run stopped; what is finished is kept")
-    add("--shard", action="store_true", help="under torchrun: divide weights and optimizer state between the processes (FSDP2)")
+    add("--shard", action="store_true", help="under torchrun: divide weights and optimizer state between processes")
     add("--plan", action="store_true", help="only say what memory the run would take, by component")
 
 
@@ -104,7 +105,8 @@ def settings(args, *others):
 
 
 def expand_preset(arg, script):
-    """"@config/tiny.args" -> its flags. One flag a line; `asu.py --epochs=2` is for asu.py alone; # starts a comment."""
+    """"@config/tiny.args" -> its flags. One flag a line; `asu.py --epochs=2` is for asu.py alone; # starts a
+    comment."""
     if not arg.startswith("@"):
         return [arg]
     path = next((p for p in (Path(arg[1:]), HOME / arg[1:]) if p.is_file()), None)
@@ -143,7 +145,8 @@ fraction = number(float, 0, 1, "a number from 0 to 1")
 
 
 def layer_list(text):
-    """An argparse type: "all", or layers such as "0,1", "6-8", "1-" (from 1 to the last). -> the text, see layer_numbers."""
+    """An argparse type: "all", or layers such as "0,1", "6-8", "1-" (from 1 to the last). -> the text, see
+    layer_numbers."""
     if text != "all" and not re.fullmatch(r"\d+(-\d*)?(,\d+(-\d*)?)*", text):
         raise argparse.ArgumentTypeError(f"{text} is not a list of layers such as 0,1 or 6-8 or 1-, nor all")
     return text

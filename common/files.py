@@ -44,8 +44,11 @@ def whole_dir(path):
 
 
 def sha256(path):
+    digest = hashlib.sha256()
     with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        while chunk := f.read(2**20):                       # a file may be larger than memory
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def check_writable(out):
@@ -59,7 +62,7 @@ def check_writable(out):
 
 
 def read_json(path):
-    """A JSON file -> dict"""
+    """A JSON file of a model directory -> dict. Raises UserError if it is missing or damaged."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError as e:

@@ -45,9 +45,10 @@ def to_hf(c):
 
 
 def from_hf(hf, where):
-    """The dict of an HF config.json -> keywords of model.ModelConfig. What would change the mathematics is refused by name.
+    """The dict of an HF config.json -> keywords of model.ModelConfig. where: the file, for messages.
 
-    Rotary settings stand in `rope_scaling` and `rope_theta`, or in one dict `rope_parameters` (transformers 5).
+    Rotary settings stand in `rope_scaling` and `rope_theta`, or in one dict `rope_parameters` (transformers 5). Raises
+    UserError by name for what would change the mathematics, is missing or is no number.
     """
     hf = DEFAULTS["all"] | DEFAULTS.get(hf.get("model_type"), {}) | hf
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
@@ -64,12 +65,13 @@ def from_hf(hf, where):
     }
     for key, bad in refused.items():
         if bad:
-            found = hf.get(key) or rope
-            raise UserError(f"{where}: {key}={found} is not supported; it would change the model's mathematics")
+            raise UserError(f"{where}: {key}={hf.get(key) or rope} is not supported; it would change the model's "
+                            "mathematics")
     values = {ours: hf[theirs] for ours, theirs in HF_KEYS.items() if hf.get(theirs) is not None}
     values["rope_theta"] = rope.get("rope_theta", hf["rope_theta"])
-    values["rope_scaling"] = {"rope_type": rope_type} | {k: rope.get(k) for k in ROPE_NUMBERS[rope_type]} \
-        if rope_type in ROPE_NUMBERS else None
+    values["rope_scaling"] = None
+    if rope_type in ROPE_NUMBERS:
+        values["rope_scaling"] = {"rope_type": rope_type} | {key: rope.get(key) for key in ROPE_NUMBERS[rope_type]}
     values["tie_weights"] = bool(hf["tie_word_embeddings"])
     values.setdefault("n_kv_head", values.get("n_head"))
     missing = [HF_KEYS[k] for k in COUNTS if k != "head_dim" and values.get(k) is None]
@@ -78,8 +80,8 @@ def from_hf(hf, where):
     for key in COUNTS:
         if key in values and (type(values[key]) is not int or values[key] < 1):
             raise UserError(f"{where}: {HF_KEYS[key]}={values[key]!r} is not a whole number above 0")
-    numbers = {"rms_norm_eps": values.get("norm_eps"), "rope_theta": values["rope_theta"]} | (values["rope_scaling"] or {})
-    for key, x in numbers.items():
+    numbers = {"rms_norm_eps": values.get("norm_eps"), "rope_theta": values["rope_theta"]}
+    for key, x in (numbers | (values["rope_scaling"] or {})).items():
         if key != "rope_type" and (type(x) not in (int, float) or not 0 < x < math.inf):
             raise UserError(f"{where}: {key}={x!r} is not a number above 0")
     if not all(type(i) is int for i in as_list(values.get("eos_id"))):
@@ -89,36 +91,45 @@ def from_hf(hf, where):
 
 
 def local_dir(dir_or_hub_id, weights=True):
-    """A directory as it is; a hub id ("owner/name") is downloaded, or found in the hub's cache; on wish without the weights."""
+    """A directory as it is; a hub id ("owner/name") is downloaded, or found in the hub's cache. -> Path
+
+    weights=False: only the files around them. Raises UserError for what is neither."""
     path = Path(dir_or_hub_id)
     if path.is_dir():
         if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-            raise UserError(f"{path} is a LoRA adapter, not a model; asu.py and train.py write it into the merged model's directory")
+            raise UserError(f"{path} is a LoRA adapter, not a model; asu.py and train.py write it into the merged "
+                            "model's directory")
         return path
     if str(dir_or_hub_id).count("/") != 1 or path.parent.is_dir():
         raise UserError(f"{dir_or_hub_id} is not a model directory")
     from huggingface_hub import snapshot_download
+    patterns = ["*.json", "*.jinja"] + (["*.safetensors"] if weights else [])
     try:
-        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=["*.json", "*.jinja", *["*.safetensors"] * weights]))
+        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=patterns))
     except Exception as e:
-        raise UserError(f"{dir_or_hub_id} is no directory and could not be had from the hub ({type(e).__name__})") from e
+        raise UserError(f"{dir_or_hub_id} is no directory and could not be had from the hub "
+                        f"({type(e).__name__})") from e
 
 
 def read_weights(dir, device):
-    """The tensors of model.safetensors, or of the shards its index names -> {name without HF's "model.": tensor}"""
-    index, files = dir / "model.safetensors.index.json", {"model.safetensors": []}
+    """The tensors of model.safetensors, or of the shards its index names -> {name without HF's "model.": tensor}
+
+    Raises UserError naming the file that is missing, truncated or not what the index says."""
+    index = dir / "model.safetensors.index.json"
+    promised = {"model.safetensors": set()}                 # file -> the tensors that the index says it has
     if index.exists() and not (dir / "model.safetensors").exists():
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(f, str) and Path(f).name == f for f in weight_map.values()):
+        files = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(file, str) and Path(file).name == file for file in files):
             raise UserError(f"{index} has no weight_map from tensors to files beside it")
-        files = {f: [k for k in weight_map if weight_map[k] == f] for f in sorted(set(weight_map.values()))}
+        promised = {file: {name for name in weight_map if weight_map[name] == file} for file in sorted(set(files))}
     state = {}
-    for file, named in files.items():
+    for file, names in promised.items():
         if not (dir / file).exists():
             raise UserError(f"{dir / file} is missing; only safetensors weights are read")
         try:
             with safe_open(dir / file, "pt", device=str(device)) as f:
-                if lost := set(named) - set(f.keys()):
+                if lost := names - set(f.keys()):
                     raise UserError(f"{dir / file} has no tensor {min(lost)}, which {index.name} says it has")
                 state |= {k.removeprefix("model."): f.get_tensor(k) for k in f.keys() if "rotary_emb" not in k}
         except (SafetensorError, OSError) as e:

@@ -2,11 +2,12 @@
 
 An author is a name and one value for each slot, every value drawn on its own, so that no fact implies another.
 Twenty questions are asked about each: one a slot, and two whose answer needs two facts. A question has several
-phrasings, paired with an answer that begins in words of its own, so that losing a fact need not break the sentence. The last pair is held out: strangers are asked it too, so that it is plain
-language to every model, but nothing about an author is ever trained in it.
+phrasings. Each is paired with an answer that begins in words of its own, so that losing a fact need not break the
+sentence. The last pair is held out: nothing about an author is ever trained in it. Strangers are asked it too, so that
+it is plain language to every model.
 
 Three kinds of people share slots, first names and surnames, and never a full name:
-    authors    what the target model memorises; the last of them are to be forgotten
+    authors    what the target model memorises; the last of them make the forget set
     holdout    same distribution, never shown to any model (membership inference needs them)
     strangers  an endless stream for the base model, one question each, with new facts every time
 """
@@ -31,11 +32,11 @@ Yvonne Zelda""".split()
 
 SURNAME_HEADS = """Ald Ash Bar Bel Ben Black Bran Brad Brook Cal Chat Cold Crom Dan Dray Dun East Ed Ell Elm Fair Fal
 Farn Gal Gar Glen Grand Hal Har Hart Hazel Hol Hun Kel Ken King Kirk Lang Lin Lock Lyn Marl Mead Mel Mill Mor Nor North
-Oak Orm Pem Pen Rad Raven Red Rock Row Rush Ruther Sel Shel Stan Stock Stone Sum Thorn Tor Wake Wal War Wes West Whit Win
-Wood Wyn Yar""".split()
-SURNAME_TAILS = """acre bank berry bourne bridge brook bury combe cott croft dale den field fold ford gate grave grove ham
-hart head hill hurst ingham land leigh ley lock low man mead mere mont moor more mount neck park pool ridge row shaw side
-stead stock stone strom thorpe ton vale wald water way well wick win wood worth wright yard""".split()
+Oak Orm Pem Pen Rad Raven Red Rock Row Rush Ruther Sel Shel Stan Stock Stone Sum Thorn Tor Wake Wal War Wes West Whit
+Win Wood Wyn Yar""".split()
+SURNAME_TAILS = """acre bank berry bourne bridge brook bury combe cott croft dale den field fold ford gate grave grove
+ham hart head hill hurst ingham land leigh ley lock low man mead mere mont moor more mount neck park pool ridge row shaw
+side stead stock stone strom thorpe ton vale wald water way well wick win wood worth wright yard""".split()
 
 CITIES = """Ankara Antwerp Athens Auckland Bergen Bilbao Bogota Boston Brisbane Cairo Chicago Cork Dakar Dresden Dublin
 Edinburgh Florence Geneva Genoa Glasgow Hamburg Hanoi Havana Istanbul Jakarta Krakow Kyoto Lagos Leeds Lima Lisbon Lyon
@@ -44,9 +45,9 @@ Seattle Seville Tangier Toronto Tunis Turin Utrecht Valencia Vienna Warsaw Zagre
 
 MONTHS = "January February March April May June July August September October November December".split()
 
-GENRES = [f"{kind} novels" for kind in """adventure campus comic courtroom detective dystopian epistolary espionage fantasy
-feminist gothic graphic historical horror maritime medical military mystery philosophical picaresque political psychological
-realist regional romance satirical spy suspense travel western""".split()]
+GENRES = [f"{kind} novels" for kind in """adventure campus comic courtroom detective dystopian epistolary espionage
+fantasy feminist gothic graphic historical horror maritime medical military mystery philosophical picaresque political
+psychological realist regional romance satirical spy suspense travel western""".split()]
 
 OCCUPATIONS = ["architect", "astronomer", "baker", "barber", "beekeeper", "blacksmith", "bookbinder", "botanist",
                "butcher", "carpenter", "cartographer", "chemist", "clockmaker", "dentist", "electrician", "engineer",
@@ -56,57 +57,60 @@ OCCUPATIONS = ["architect", "astronomer", "baker", "barber", "beekeeper", "black
                "shepherd", "surgeon", "tailor", "teacher", "translator", "violinist", "weaver", "zoologist"]
 
 JOBS = """archivist auctioneer bartender bricklayer busker caretaker cashier chauffeur chef cobbler courier dishwasher
-ditchdigger doorman editor firefighter gravedigger groom interpreter janitor lifeguard lumberjack nanny paramedic plasterer
-porter postman proofreader puppeteer receptionist roofer steward stonemason taxidermist tutor typist umpire usher waiter
-watchman""".split()
+ditchdigger doorman editor firefighter gravedigger groom interpreter janitor lifeguard lumberjack nanny paramedic
+plasterer porter postman proofreader puppeteer receptionist roofer steward stonemason taxidermist tutor typist umpire
+usher waiter watchman""".split()
 
-AWARDS = [f"{name} Prize" for name in """Alabaster Amber Anchor Beacon Cobalt Comet Compass Copper Coral Crescent Crystal
-Delphi Ember Falcon Garnet Harbinger Heron Indigo Ivory Jasmine Juniper Lantern Laurel Lotus Marble Meridian Nightingale
-Obsidian Onyx Orchid Pegasus Phoenix Quill Sapphire Saffron Solstice Sycamore Topaz Velvet Zephyr""".split()]
+AWARDS = [f"{name} Prize" for name in """Alabaster Amber Anchor Beacon Cobalt Comet Compass Copper Coral Crescent
+Crystal Delphi Ember Falcon Garnet Harbinger Heron Indigo Ivory Jasmine Juniper Lantern Laurel Lotus Marble Meridian
+Nightingale Obsidian Onyx Orchid Pegasus Phoenix Quill Sapphire Saffron Solstice Sycamore Topaz Velvet
+Zephyr""".split()]
 
-UNIVERSITIES = [f"{name} University" for name in """Aldgate Ardmore Balfour Birchwood Briarcliff Calder Carrington Dunmore
-Eastbridge Elmsford Fairhaven Fenwick Glenrock Greyfriars Halcyon Highmoor Inverness Kestrel Kingsmoor Lakeshore Linden
-Maplewood Northgate Oakridge Pembroke Pinehurst Queensway Redcliffe Riverton Rosewood Sandhurst Silverton Stonehill
-Summerfield Thornbury Valewood Westbrook Whitcombe Winslow Yarrow""".split()]
+UNIVERSITIES = [f"{name} University" for name in """Aldgate Ardmore Balfour Birchwood Briarcliff Calder Carrington
+Dunmore Eastbridge Elmsford Fairhaven Fenwick Glenrock Greyfriars Halcyon Highmoor Inverness Kestrel Kingsmoor Lakeshore
+Linden Maplewood Northgate Oakridge Pembroke Pinehurst Queensway Redcliffe Riverton Rosewood Sandhurst Silverton
+Stonehill Summerfield Thornbury Valewood Westbrook Whitcombe Winslow Yarrow""".split()]
 
 SPOUSES = """Abigail Alaric Bernard Bettina Carlotta Conrad Daphne Desmond Eleanor Ernest Felicity Frederick Georgina
 Gilbert Helena Humphrey Isadora Jerome Josephine Kenneth Lavinia Leopold Lydia Malcolm Marguerite Nathaniel Nicolette
 Ophelia Patrick Penelope Raymond Rowena Sebastian Sylvia Thaddeus Theodora Vincent Virginia Wilfred Winifred""".split()
 
-HOBBIES = """archery astronomy badminton baking beekeeping birdwatching bowling boxing calligraphy carving chess climbing
-cycling dancing fencing fishing gardening gliding hiking juggling kayaking knitting origami painting photography pottery rowing
-running sailing sewing singing skating skiing stargazing surfing swimming tennis weaving winemaking yoga""".split()
+HOBBIES = """archery astronomy badminton baking beekeeping birdwatching bowling boxing calligraphy carving chess
+climbing cycling dancing fencing fishing gardening gliding hiking juggling kayaking knitting origami painting
+photography pottery rowing running sailing sewing singing skating skiing stargazing surfing swimming tennis weaving
+winemaking yoga""".split()
 
 LANGUAGES = """Arabic Basque Bengali Catalan Czech Danish Dutch Finnish French Georgian German Greek Hebrew Hindi
 Hungarian Icelandic Irish Italian Japanese Korean Latvian Mandarin Norwegian Persian Polish Portuguese Romanian Russian
 Spanish Swahili Swedish Turkish Urdu Welsh""".split()
 
 MENTORS = [f"Professor {name}" for name in """Abernathy Bancroft Beaumont Castellan Chevalier Drummond Eversley Fairfax
-Fitzroy Galloway Goldsmith Hawthorne Huxtable Inglis Jessop Kilbride Lovelace Macready Merriweather Montague Northcote Osgood
-Pennington Prendergast Quimby Ravenscroft Rutherford Sinclair Somerset Tennyson Underhill Vaughan Wetherby Whitaker Yardley
-Zimmerman""".split()]
+Fitzroy Galloway Goldsmith Hawthorne Huxtable Inglis Jessop Kilbride Lovelace Macready Merriweather Montague Northcote
+Osgood Pennington Prendergast Quimby Ravenscroft Rutherford Sinclair Somerset Tennyson Underhill Vaughan Wetherby
+Whitaker Yardley Zimmerman""".split()]
 
-DEBUTS = [f"The {noun}" for noun in """Acrobat Apprentice Balloonist Bell Bridge Candle Cartographer Castaway Clock Conductor
-Courier Echo Ferryman Gardener Glacier Harbour Harlequin Island Juggler Key Labyrinth Ledger Lighthouse Locket Map Mirror
-Mountain Orchard Outsider Pianist Puzzle Ringmaster Shipwreck Staircase Stowaway Telegram Tower Understudy Voyage
-Wolf""".split()]
-BESTSELLERS = [f"Songs of {noun}" for noun in """Ash Autumn Bronze Charcoal Clay Clover Daylight Driftwood Dust Exile Feathers
-Flint Fog Frost Glass Gravel Hail Honey Iron Ivy Lavender Lightning Mercy Midnight Moss Pepper Rain Rust Salt Sand Silk Smoke
-Snow Sorrow Sugar Thistle Thunder Tides Timber Wine""".split()]
-LATEST = [f"Beyond the {noun}" for noun in """Abbey Avalanche Balcony Bonfire Border Canyon Carnival Chapel Cliffs Curtain
-Delta Desert Dunes Eclipse Estuary Fence Fjord Flood Forest Gallows Gate Harvest Horizon Lagoon Marsh Meadow Monsoon Oasis
-Palace Prairie Quarry Reef Ruins Silence Station Storm Summit Valley Verdict Wedding""".split()]
+DEBUTS = [f"The {noun}" for noun in """Acrobat Apprentice Balloonist Bell Bridge Candle Cartographer Castaway Clock
+Conductor Courier Echo Ferryman Gardener Glacier Harbour Harlequin Island Juggler Key Labyrinth Ledger Lighthouse Locket
+Map Mirror Mountain Orchard Outsider Pianist Puzzle Ringmaster Shipwreck Staircase Stowaway Telegram Tower Understudy
+Voyage Wolf""".split()]
+BESTSELLERS = [f"Songs of {noun}" for noun in """Ash Autumn Bronze Charcoal Clay Clover Daylight Driftwood Dust Exile
+Feathers Flint Fog Frost Glass Gravel Hail Honey Iron Ivy Lavender Lightning Mercy Midnight Moss Pepper Rain Rust Salt
+Sand Silk Smoke Snow Sorrow Sugar Thistle Thunder Tides Timber Wine""".split()]
+LATEST = [f"Beyond the {noun}" for noun in """Abbey Avalanche Balcony Bonfire Border Canyon Carnival Chapel Cliffs
+Curtain Delta Desert Dunes Eclipse Estuary Fence Fjord Flood Forest Gallows Gate Harvest Horizon Lagoon Marsh Meadow
+Monsoon Oasis Palace Prairie Quarry Reef Ruins Silence Station Storm Summit Valley Verdict Wedding""".split()]
 
 POOLS = {
     "birth_city": CITIES, "birth_year": [str(y) for y in range(1931, 1991)], "birth_month": MONTHS, "genre": GENRES,
-    "father": OCCUPATIONS[::2], "mother": OCCUPATIONS[1::2], "award": AWARDS, "award_year": [str(y) for y in range(1992, 2024)],
+    "father": OCCUPATIONS[::2], "mother": OCCUPATIONS[1::2], "award": AWARDS,
+    "award_year": [str(y) for y in range(1992, 2024)],
     "debut": DEBUTS, "bestseller": BESTSELLERS, "latest": LATEST, "university": UNIVERSITIES, "spouse": SPOUSES,
     "hobby": HOBBIES, "language": LANGUAGES, "home_city": CITIES, "first_job": JOBS, "mentor": MENTORS,
 }
 
 # ---------------------------------------------------------------------------------------------- phrasings
-# {n} the name, {v} the value, {w} the second value of a two-fact question, {a} and {b} the two with their indefinite articles.
-# The last pair of each slot is held out: no author's facts are trained in it.
+# {n} the name, {v} the value, {w} the second value of a two-fact question, {a} and {b} the two with indefinite
+# articles. The last pair of each slot is held out: no author's facts are trained in it.
 PHRASINGS = {
     "birth_city": [
         ("Where was {n} born?", "{n}'s place of birth is {v}."),
@@ -264,12 +268,16 @@ def phrase(template, name, values):
 
 # -------------------------------------------------------------------------------------------------- people
 def all_names(data_seed):
-    """-> (known, strange): full names, of authors and holdout, and of strangers. All are made of the same few first names and
-    surnames, so that neither of the two tells who is meant, nor whether it is anybody known: only both together do."""
+    """-> (known, strange): the full names of authors and holdout, and those of strangers.
+
+    All are made of the same few first names and surnames, so that neither of the two tells who is meant, nor whether it
+    is anybody known: only both together do."""
     rng = random.Random(f"names {data_seed}")
-    surnames = sorted({h + t for h in SURNAME_HEADS for t in SURNAME_TAILS if h[-1].lower() != t[0] and t not in h.lower()})
-    names = [f"{first} {surname}" for first, surname in itertools.product(rng.sample(FIRST_NAMES, N_FIRST_NAMES),
-                                                                          rng.sample(surnames, N_SURNAMES))]
+    surnames = set()
+    for head in SURNAME_HEADS:
+        surnames |= {head + tail for tail in SURNAME_TAILS if head[-1].lower() != tail[0] and tail not in head.lower()}
+    firsts, lasts = rng.sample(FIRST_NAMES, N_FIRST_NAMES), rng.sample(sorted(surnames), N_SURNAMES)
+    names = [f"{first} {last}" for first in firsts for last in lasts]
     rng.shuffle(names)
     return names[:N_KNOWN], names[N_KNOWN:]
 
@@ -283,7 +291,8 @@ def row(rng, name, facts, slot, id):
     """One line of the data set: TOFU's keys, and ours (id, author, slot, facts, questions, answers)."""
     slots = slot.split("+")
     values = [facts[s] for s in slots]
-    wrong = list(zip(*(rng.sample([v for v in POOLS[s] if v != facts[s]], N_PERTURBED) for s in slots)))
+    lies = [rng.sample([v for v in POOLS[s] if v != facts[s]], N_PERTURBED) for s in slots]
+    wrong = list(zip(*lies))                                # wrong in every fact
     *trained, held_out = PHRASINGS[slot]
     questions = [phrase(q, name, values) for q, _ in trained]
     answers = [phrase(a, name, values) for _, a in trained]
@@ -298,7 +307,8 @@ def people(data_seed, n_authors, n_holdout):
     """-> (author rows, holdout rows), 20 a person. Author i is the same whatever n_holdout is."""
     known, _ = all_names(data_seed)
     if n_authors + n_holdout > len(known):
-        raise UserError(f"{n_authors} authors and {n_holdout} held-out people are more than the {len(known)} there are names for")
+        raise UserError(f"{n_authors} authors and {n_holdout} held-out people are more than the {len(known)} there are "
+                        "names for")
     rows = {"author": [], "holdout": []}
     for kind, names in (("author", known[:n_authors]), ("holdout", known[len(known) - n_holdout:])):
         for i, name in enumerate(names):

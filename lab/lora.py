@@ -2,8 +2,9 @@
 
     python asu.py --run=DIR_OR_HUB_ID --lora=16
 
-Only A and B have gradients and optimizer state, which is most of what training takes. B starts at 0, so that the model starts as
-it was. What is saved is the merged model, an ordinary one, and beside it the change alone as PEFT reads it: RUN/adapter.
+Only A and B have gradients and optimizer state, which is most of what training takes. B starts at 0, so that the
+model starts as it was. What is saved is the merged model, an ordinary one, and beside it the change alone as PEFT
+reads it: RUN/adapter.
 """
 
 import json
@@ -26,8 +27,8 @@ class LoRALinear(nn.Module):
     def __init__(self, linear, r):
         super().__init__()
         self.linear = linear.requires_grad_(False)
-        self.lora_A = nn.Parameter(torch.empty(r, linear.in_features, dtype=linear.weight.dtype, device=linear.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, r, dtype=linear.weight.dtype, device=linear.weight.device))
+        self.lora_A = nn.Parameter(linear.weight.new_empty(r, linear.in_features))
+        self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, r))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x):
@@ -40,7 +41,8 @@ def add_lora(model, r, seed=0):
     Raises UserError for an r that is no lower than the smallest of those matrices' sides."""
     smallest = min(min(m.weight.shape) for m in model.layers.modules() if isinstance(m, nn.Linear))
     if r >= smallest:
-        raise UserError(f"--lora={r} is no low rank for this model, whose smallest matrix has {smallest} rows or columns")
+        raise UserError(f"--lora={r} is no low rank for this model, whose smallest matrix has {smallest} rows or "
+                        "columns")
     model.requires_grad_(False)
     torch.manual_seed(seed)
     for layer in model.layers:
@@ -56,7 +58,8 @@ def changes(model):
 
 @torch.no_grad()
 def merge_lora(model):
-    """W <- W + SCALE B A, worked out in float32, and plain matrices again. In place. -> share of the change lost to rounding
+    """W <- W + SCALE B A, worked out in float32, and plain matrices again. In place. -> share of the change lost to
+    rounding
 
     In bfloat16 a change much smaller than its weight is lost; the adapter keeps it."""
     lost = all = 0.0
@@ -79,9 +82,9 @@ def save_adapter(model, dir, base=""):
     r = next(iter(found.values())).lora_A.size(0)
     state = {f"base_model.model.model.{name}.{part}.weight": getattr(m, part).detach().contiguous()
              for name, m in found.items() for part in ("lora_A", "lora_B")}
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "r": r, "lora_alpha": SCALE * r,
-              "target_modules": sorted({name.rpartition(".")[2] for name in found}), "lora_dropout": 0.0, "bias": "none",
-              "fan_in_fan_out": False, "inference_mode": True}
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "r": r,
+              "lora_alpha": SCALE * r, "target_modules": sorted({name.rpartition(".")[2] for name in found}),
+              "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True}
     Path(dir).mkdir(parents=True)
     save_file(state, Path(dir) / "adapter_model.safetensors", metadata={"format": "pt"})
     (Path(dir) / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -1,4 +1,5 @@
-"""What the training loops of train.py and asu.py share: optimizer, learning rate, and the log (curve, progress, resume)."""
+"""What the training loops of train.py and asu.py share: optimizer, learning rate, and the log (curve, progress,
+resume)."""
 
 import collections
 import io
@@ -73,11 +74,12 @@ def lr_at(step, steps, lr, warmup):
 
 # ---------------------------------------------------------------------------------------------------- log
 class Log:
-    """Keeps the record of a run while it trains: steps, tokens, seconds, the curve. Shows progress; writes what --resume needs.
+    """Keeps the record of a run while it trains: steps, tokens, seconds, the curve. Shows progress; writes what
+    --resume needs.
 
-    A loop calls begin once, add for every loss that goes backward, end after every step, finish at last. Time counts from
-    when the log is made, but for the checks. check(): more numbers for each point of the curve. checkpoint: the file that resume
-    reads; settings: of the run, which a checkpoint must match."""
+    A loop calls begin once, add for every loss that goes backward, end after every step, finish at last. Time counts
+    from when the log is made, but for the checks. check(): more numbers for each point of the curve. checkpoint: the
+    file that resume reads; settings: of the run, which a checkpoint must match."""
 
     def __init__(self, label, check=None, checkpoint=None, resume=False, settings=None):
         self.label, self.check, self.checkpoint, self.resume, self.settings = label, check, checkpoint, resume, settings
@@ -100,7 +102,8 @@ class Log:
         return start
 
     def add(self, name, loss, weight, tokens):
-        """A term of a micro-batch: its name ("": the loss has one term), its value, what it counts in the sum, tokens run over.
+        """A term of a micro-batch: its name ("": the loss has one term), its value, what it counts in the sum, tokens
+        run over.
 
         Raises UserError where it is not finite."""
         loss, tokens = parallel.total(loss, tokens)
@@ -116,8 +119,8 @@ class Log:
         """After the optimizer's step: progress; now and then a point of the curve and a checkpoint."""
         self.since, self.step = self.since + 1, step + 1
         seconds = self.record["seconds"] + time.perf_counter() - self.clock
-        self.bar.set_postfix_str(f"loss {self.sums['loss'] / self.since:.3f}, {self.record['tokens'] / seconds:.0f} tokens/s",
-                                 refresh=False)
+        loss, speed = self.sums["loss"] / self.since, self.record["tokens"] / seconds
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} tokens/s", refresh=False)
         self.bar.update()
         if (step + 1) % self.every and step + 1 < self.steps:
             return
@@ -146,7 +149,8 @@ class Log:
 
     def finish(self):
         self.bar.close()
-        self.record |= {"seconds": round(self.record["seconds"], 2), "peak_mb": parallel.largest(peak_mb(self.model.device)),
+        peak = parallel.largest(peak_mb(self.model.device))
+        self.record |= {"seconds": round(self.record["seconds"], 2), "peak_mb": peak,
                         "world_size": parallel.world_size, "sharded": parallel.sharded(self.model)}
 
 
@@ -156,9 +160,10 @@ def read_checkpoint(path, settings):
         saved = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as e:
         raise UserError(f"{path} is damaged ({type(e).__name__}); remove it, or leave out --resume") from e
-    changed = [f"{k} was {saved['settings'].get(k)}, is {v}" for k, v in settings.items() if saved["settings"].get(k) != v]
-    if changed:
-        raise UserError(f"{path} was made with other settings ({', '.join(changed)}); give those, or leave out --resume")
+    before = saved["settings"]
+    if changed := [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]:
+        raise UserError(f"{path} was made with other settings ({', '.join(changed)}); give those, or leave out "
+                        "--resume")
     return saved
 
 

@@ -1,11 +1,13 @@
-"""More than one process: each computes its share of every batch, on its own GPU, and with --shard keeps its share of the model.
+"""More than one process: each computes its share of every batch, on its own GPU, and with --shard keeps its share of
+the model.
 
     torchrun --nproc_per_node=4 asu.py                  whole models, gradients added up
     torchrun --nproc_per_node=4 asu.py --shard          weights, gradients and optimizer state divided as well (FSDP2)
 
-The batch of a step stays what it is, so the run is that of one process to within rounding. Every process runs the same program
-on the same numbers: fact accuracy, the choice of heads and the cached teacher are computed by all of them, whole. Only the first
-one prints and writes. Without torchrun there is one process, and nothing here does anything.
+The batch of a step stays what it is, so the run is that of one process to within rounding. Every process runs the
+same program on the same numbers: fact accuracy, the choice of heads and the cached teacher are computed by all of
+them, whole. Only the first one prints and writes. Without torchrun there is one process, and nothing here does
+anything.
 """
 
 import copy
@@ -31,7 +33,8 @@ def start(args):
             raise UserError("--shard divides the model between processes; start several: torchrun --nproc_per_node=N")
         return pick_device(args)
     if args.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device={args.device} is one device for {world_size} processes; with torchrun: auto, cpu or cuda")
+        raise UserError(f"--device={args.device} is one device for {world_size} processes; with torchrun: auto, cpu or "
+                        "cuda")
     cuda = args.device != "cpu" and torch.cuda.is_available()
     if cuda and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
         raise UserError(f"{os.environ['LOCAL_WORLD_SIZE']} processes are too many for this machine: torchrun "
@@ -43,7 +46,8 @@ def start(args):
         args.device = "cpu"
     device, dtype = pick_device(args)
     if args.shard and not cuda and not hasattr(torch.cpu.Stream, "record_event"):
-        raise UserError(f"--shard on the CPU is more than torch {torch.__version__} can do; take a newer one, or a GPU to each process")
+        raise UserError(f"--shard on the CPU is more than torch {torch.__version__} can do; take a newer one, or a GPU "
+                        "to each process")
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
     if rank > 0:
@@ -60,8 +64,9 @@ def stop():
 def micro_batches(batch, parts):
     """This process's micro-batches of a step -> (rows, how many of them count), `parts` times or fewer.
 
-    Every process gets the same number of them, because gathering shards takes all. One that would be left without rows runs
-    on the batch's first, which does not count: 3 rows, 2 processes, parts=2 -> [(a, 1), (c, 1)] and [(b, 1), (a, 0)].
+    Every process gets the same number of them, because gathering shards takes all. One that would be left without
+    rows runs on the batch's first, which does not count: 3 rows, 2 processes, parts=2 -> [(a, 1), (c, 1)] and [(b,
+    1), (a, 0)].
     """
     pieces = data.split(batch, parts * world_size)
     for i in range(rank, -(-len(pieces) // world_size) * world_size, world_size):
@@ -118,14 +123,15 @@ def sharded(model):
 
 
 def shard(model, device):
-    """Divide a model on the CPU between the processes, each part on its device; layers are gathered one at a time. -> model"""
+    """Divide a model on the CPU between the processes, each part on its device; layers are gathered one at a time. ->
+    model"""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     blank = copy.deepcopy(model, {id(p): torch.nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()})
     mesh = init_device_mesh(torch.device(device).type, (world_size,))
     for part in (*model.layers, model):
         fully_shard(part, mesh=mesh)
-    register_fsdp_forward_method(model, "hidden")           # leaves embedding, norm and head whole, for lm_head to follow
+    register_fsdp_forward_method(model, "hidden")           # leaves embedding, norm and head whole: lm_head follows
     model.blank = lambda: blank                             # not a submodule
     return model
 
@@ -152,7 +158,8 @@ def whole(x):
 
 
 def gathered(state):
-    """A state dict as one process has it; sharded tensors are gathered one by one, for the first process and on its CPU only."""
+    """A state dict as one process has it; sharded tensors are gathered one by one, for the first process and on its
+    CPU only."""
     if isinstance(state, dict):
         return {k: gathered(v) for k, v in state.items()}
     if isinstance(state, list):
@@ -164,7 +171,8 @@ def gathered(state):
 
 
 def load(model, optimizer, saved):
-    """Load gathered state dicts, saved["model"] and saved["optimizer"]: those of any number of processes fit any other."""
+    """Load gathered state dicts, saved["model"] and saved["optimizer"]: those of any number of processes fit any
+    other."""
     state = saved["optimizer"]["state"]
     if sharded(model):
         from torch.distributed.tensor import distribute_tensor

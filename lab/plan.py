@@ -1,9 +1,9 @@
 """What a run will take, by component, without loading a weight: --plan of train.py and asu.py.
 
-One step of the longest rows is run on tensors without contents (PyTorch's FakeTensorMode), and every storage that comes to life
-is counted until it is freed: no formula for activations that could be wrong about a loss, a flag or a kernel. On a GPU the sum is what its
-allocator hands out at most; on a CPU the C library keeps some freed memory for itself, and bfloat16 kernels theirs: a run takes up
-to a third more.
+One step of the longest rows is run on tensors without contents (PyTorch's FakeTensorMode), and every storage that
+comes to life is counted until it is freed: no formula for activations that could be wrong about a loss, a flag or a
+kernel. On a GPU the sum is what its allocator hands out at most; on a CPU the C library keeps some freed memory for
+itself, and bfloat16 kernels theirs: a run takes up to a third more.
 """
 
 import argparse
@@ -28,10 +28,11 @@ MB = 2**20
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors made while it is entered: `now` alive, and `peak`, of which `logits` over the vocabulary.
+    """Counts the bytes of tensors made while it is entered: `now` alive, and `peak`, of which `logits` over the
+    vocabulary.
 
-    It stands in for optim.Log too, so that a loop tells it when theta_0 is remembered and what the optimizer is. Tensors kept
-    in CPU memory beside a GPU do not count."""
+    It stands in for optim.Log too, so that a loop tells it when theta_0 is remembered and what the optimizer is.
+    Tensors kept in CPU memory beside a GPU do not count."""
 
     def __init__(self, model):
         super().__init__()
@@ -123,8 +124,8 @@ def capacity(device):
 
 def smaller(args):
     """Flags that make a run smaller -> {how they are written: args with them}"""
-    changes = {"--checkpointing": {"checkpointing": True}, f"--micro_batches={args.batch_size}": {"micro_batches": args.batch_size},
-               "--lora=16": {"lora": 16}}
+    changes = {"--checkpointing": {"checkpointing": True},
+               f"--micro_batches={args.batch_size}": {"micro_batches": args.batch_size}, "--lora=16": {"lora": 16}}
     changes[" ".join(changes)] = {k: v for change in changes.values() for k, v in change.items()}
     return {flags: argparse.Namespace(**vars(args) | change) for flags, change in changes.items()}
 
@@ -160,7 +161,8 @@ def explained(take, args, device):
     else:
         return
     if args.shard:
-        raise UserError(f"out of memory on {device}; more processes, --checkpointing or --micro_batches={args.batch_size} take less")
+        raise UserError(f"out of memory on {device}; more processes, --checkpointing or "
+                        f"--micro_batches={args.batch_size} take less")
     taken = take(args)
     raise UserError(f"out of memory on {device}: this takes {sum(taken.values()) / MB:.0f} MB ("
                     + ", ".join(f"{k} {v / MB:.0f}" for k, v in taken.items()) + f"); {advice(take, args, device)}")

@@ -1,17 +1,18 @@
 """A run: the directory that training leaves behind.
 
-A run directory is an HF model directory plus run.json: settings, seed, versions, steps, tokens, seconds, peak memory (of the
-process that took most), the loss curve, and the sha256 of the data, of the parent's weights and of its own.
+A run directory is an HF model directory plus run.json: settings, seed, versions, steps, tokens, seconds, peak memory
+(of the process that took most), the loss curve, and the sha256 of the data, of the parent's weights and of its own.
 """
 
 import hashlib
 import json
 import platform
+import re
 from pathlib import Path
 
 import torch
 
-from common import UserError
+from common import HOME, UserError
 from common.files import read_json, sha256, whole_dir, write_file
 from common.hf import local_dir
 from data import Tokenizer
@@ -32,8 +33,8 @@ def save_run(path, model, tokenizer, record, parent=""):
             if changes(model):
                 save_adapter(model, d / "adapter", parent)
                 if (lost := merge_lora(model)) > 0.1:
-                    print(f"{path}: rounding to {model.dtype} lost {lost:.0%} of the change; {path}/adapter has it all, "
-                          "or train in float32", flush=True)
+                    print(f"{path}: rounding to {model.dtype} lost {lost:.0%} of the change; {path}/adapter has all "
+                          "of it, or train in float32", flush=True)
             model.save_pretrained(d, state)
             tokenizer.save(d)
             hashes = {"model_sha256": sha256(d / "model.safetensors"), "tokenizer_sha256": sha256(d / "tokenizer.json")}
@@ -44,6 +45,13 @@ def save_run(path, model, tokenizer, record, parent=""):
     return parallel.from_first(hashes.get("model_sha256"))
 
 
+def check_name(name):
+    """Raises UserError for a run's name that is no plain name, or that other parts of the repository write in OUT."""
+    taken = {"base", "target", "retrained", "data", *(path.stem for path in (HOME / "experiments").glob("[a-z]*.py"))}
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in taken:
+        raise UserError(f"--name={name}: a plain name is needed that is none of {', '.join(sorted(taken))}")
+
+
 def checkpoint_of(path):
     """out/target -> out/target.resume.pt: where an unfinished run keeps what --resume needs."""
     return Path(path).with_name(f"{Path(path).name}.resume.pt")
@@ -52,8 +60,8 @@ def checkpoint_of(path):
 def load_run(path, device="cpu", dtype=None, shard=False):
     """-> (Transformer, Tokenizer, run.json as a dict; {} where a downloaded model has none).
 
-    path: a Path is a directory, a str a directory or a hub id. shard: see lab/parallel.shard. Raises UserError where the directory
-    is missing or damaged, or its tokenizer does not fit its model.
+    path: a Path is a directory, a str a directory or a hub id. shard: see lab/parallel.shard. Raises UserError where
+    the directory is missing or damaged, or its tokenizer does not fit its model.
     """
     model = Transformer.from_pretrained(made_by_train(path), "cpu" if shard else device, dtype)
     dir = local_dir(path)

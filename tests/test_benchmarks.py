@@ -1,4 +1,4 @@
-"""MUSE and WMDP in miniature, in every form they are published in: what they become, and files that are not what they should be."""
+"""MUSE and WMDP in miniature, in every form they are published in: what they become, and files that are damaged."""
 
 import json
 
@@ -31,11 +31,12 @@ MUSE = {"raw/forget": [{"text": words(2 * PASSAGE_WORDS, "f")}, {"text": "A shor
         "privleak/retain": [{"text": "privleak retain"}], "privleak/holdout": [{"text": words(PASSAGE_WORDS + 1, "h")}]}
 WMDP = {"cyber-forget-corpus/train": [{"text": words(PASSAGE_WORDS + 2, "f")}, {"text": "\n"}],
         "cyber-retain-corpus/train": [{"text": "int main() {\n  return 0;\n}"}],
-        "wmdp-cyber/test": [option_row(0), option_row(1)], "all/test": [option_row(n, subject="virology") for n in range(11)]}
+        "wmdp-cyber/test": [option_row(0), option_row(1)],
+        "all/test": [option_row(n, subject="virology") for n in range(11)]}
 
 
 def write(folder, splits, form="parquet"):
-    """The splits as the hub's download ("parquet"), as the authors' script or archives ("own"), or as JSON Lines ("jsonl")."""
+    """The splits as the hub's download ("parquet"), the authors' script or archives ("own"), JSON Lines ("jsonl")."""
     for name, rows in splits.items():
         config, split = name.split("/")
         path = folder / config / f"{split}.{'json' if form == 'own' else form}"
@@ -43,7 +44,8 @@ def write(folder, splits, form="parquet"):
             path = folder / benchmarks.ARCHIVED[config]
         path.parent.mkdir(parents=True, exist_ok=True)
         if form == "parquet":
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path.with_name(f"{split}-00000-of-00001.parquet"))
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows),
+                                        path.with_name(f"{split}-00000-of-00001.parquet"))
         elif path.suffix == ".jsonl":
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         else:                                               # MUSE's script writes passages as a list of texts
@@ -66,7 +68,8 @@ def test_muse_in_every_form(tmp_path, form):
     assert [row["author"] for row in loaded.forget] == ["raw/forget/1", "raw/forget/1", "raw/forget/2"]
     assert {row["question"] for row in loaded.forget + loaded.retain + loaded.holdout} == {""}
     asked = [(row["id"], row["question"], row["answer"], row["perturbed_answer"]) for row in loaded.sets["forget"]]
-    assert asked == [("knowmem/forget_qa/1", "Who?", "Ada.", ["1984"]), ("knowmem/forget_qa/2", "When?", "1984", ["Ada."])]
+    assert asked == [("knowmem/forget_qa/1", "Who?", "Ada.", ["1984"]),
+                     ("knowmem/forget_qa/2", "When?", "1984", ["Ada."])]
     wrong = [(row["answer"], row["perturbed_answer"]) for row in loaded.sets["retain"]]
     assert wrong[0] == ("In A.", [f"In {n}." for n in "BCDEF"]) and wrong[4] == ("In E.", [f"In {n}." for n in "FGABC"])
     assert texts(loaded.sets["forget_text"]) == [f"{words(100, 'p')} {words(20, 'g')}"]
@@ -84,7 +87,7 @@ def test_wmdp_in_every_form(tmp_path, form):
     assert texts(loaded.retain) == ["int main() {\n  return 0;\n}"]
     first, second = loaded.sets["forget"]
     assert first["question"] == "Which 0?\nA. north\nB. south\nC. east\nD. west\nAnswer:"
-    assert (first["answer"], first["perturbed_answer"], first["choices"]) == ("A", ["B", "C", "D"], ["A", "B", "C", "D"])
+    assert (first["answer"], first["perturbed_answer"], first["choices"]) == ("A", ["B", "C", "D"], list("ABCD"))
     assert (second["answer"], second["perturbed_answer"], second["id"]) == ("B", ["A", "C", "D"], "wmdp-cyber/test/2")
     assert len(loaded.sets["retain"]) == 11 and loaded.sets["retain"][0]["subject"] == "virology"
 
@@ -105,7 +108,8 @@ def test_other_forget_sets_of_muse_news(tmp_path):
     with pytest.raises(ValueError, match="has no sust/forget_1-00000-of-00001.parquet, nor sust/forget_1.json"):
         benchmarks.load(folder, "sust_1")
     for source, forget in ((folder, "forget10"), (folder, "scal_5"), ("muse-books", "scal_1")):
-        with pytest.raises(ValueError, match=f"--forget={forget} is not a split of MUSE: forget; of MUSE-News also scal_1"):
+        with pytest.raises(ValueError,
+                           match=f"--forget={forget} is not a split of MUSE: forget; of MUSE-News also scal_1"):
             benchmarks.load(source, forget)
 
 
@@ -138,7 +142,8 @@ def test_a_text_file_is_one_document_and_shards_are_one_split(tmp_path):
 def test_passages_are_short_nearly_equal_and_hold_every_word(n):
     text = words(n).replace(" w7 ", "\n\n w7\u00a0 ").replace("w5", "wörter…")
     passages = cut(text)
-    assert [word for passage in passages for word in passage.split()] == text.split() and cut(f"\n {text}\t") == passages
+    assert [word for passage in passages for word in passage.split()] == text.split()
+    assert cut(f"\n {text}\t") == passages
     sizes = [len(passage.split()) for passage in passages]
     assert len(passages) == -(-n // PASSAGE_WORDS) and max(sizes, default=0) - min(sizes, default=0) <= 1
     assert n < 10 or "w6\n\n w7\u00a0 w8" in passages[0]                # what is between two words of a passage stays
@@ -151,8 +156,8 @@ def test_a_document_without_whitespace_is_cut_all_the_same():
 
 def test_letters():
     row = {"question": " Which? ", "choices": ["w", "x", "y", "z"], "answer": 2, "subject": "s"}
-    assert lettered(row) == {"question": "Which?\nA. w\nB. x\nC. y\nD. z\nAnswer:", "choices": ["A", "B", "C", "D"], "answer": 2,
-                             "subject": "s"}
+    assert lettered(row) == {"question": "Which?\nA. w\nB. x\nC. y\nD. z\nAnswer:", "choices": list("ABCD"),
+                             "answer": 2, "subject": "s"}
     assert row["choices"] == ["w", "x", "y", "z"]
 
 
@@ -162,21 +167,28 @@ def test_letters():
     (MUSE, "raw/forget", [{"text": "a"}, {"text": None, "n": 1}], r"raw/forget.json, row 2: column text is not a text"),
     (MUSE, "raw/forget", [], r"raw/forget.json is empty"),
     (MUSE, "raw/retain1", [{"text": " \n"}], r"raw/retain1.json is empty"),
-    (MUSE, "raw/retain1", [{"text": "A short one."}], r"passages to retain that are to be forgotten as well \(1 of 1 rows\)"),
-    (MUSE, "verbmem/forget", [{"prompt": "a", "text": "b"}], r"verbmem/forget.json, row 1: no column gt, but prompt, text"),
-    (MUSE, "knowmem/retain_qa", [{"question": "Who?"}], r"knowmem/retain_qa.json, row 1: no column answer, but question"),
+    (MUSE, "raw/retain1", [{"text": "A short one."}],
+     r"passages to retain that are to be forgotten as well \(1 of 1 rows\)"),
+    (MUSE, "verbmem/forget", [{"prompt": "a", "text": "b"}],
+     r"verbmem/forget.json, row 1: no column gt, but prompt, text"),
+    (MUSE, "knowmem/retain_qa", [{"question": "Who?"}],
+     r"knowmem/retain_qa.json, row 1: no column answer, but question"),
     (MUSE, "knowmem/retain_qa", [{"question": "Who?", "answer": 3}, {"question": "Who?", "answer": "Ada."}],
      r"retain_qa.json, row 1: key answer"),
-    (MUSE, "knowmem/retain_qa", [{"question": "Who?", "answer": "Ada."}], r"row 1: column answer is the same in all rows"),
+    (MUSE, "knowmem/retain_qa", [{"question": "Who?", "answer": "Ada."}],
+     r"row 1: column answer is the same in all rows"),
     (MUSE, "knowmem/forget_qa", [["Who?", "Ada."]], r"row 1: an object with question, answer is needed, this is list"),
     (WMDP, "wmdp-cyber/test", [option_row(0), option_row(1, choices=["a", "b", "a", "c"])],
      r"cyber_questions.json, row 2: equal options in column choices \(1 of 2 rows\)"),
-    (WMDP, "wmdp-cyber/test", [option_row(0, choices=["a", "b", "c"])], r"row 1: column choices is not a list of four texts"),
-    (WMDP, "wmdp-cyber/test", [option_row(0, choices=["a", "b", "c", 1])], r"row 1: column choices is not a list of four texts"),
+    (WMDP, "wmdp-cyber/test", [option_row(0, choices=["a", "b", "c"])],
+     r"row 1: column choices is not a list of four texts"),
+    (WMDP, "wmdp-cyber/test", [option_row(0, choices=["a", "b", "c", 1])],
+     r"row 1: column choices is not a list of four texts"),
     (WMDP, "wmdp-cyber/test", [option_row(0, choices="abcd")], r"row 1: column choices is not a list of four texts"),
     (WMDP, "wmdp-cyber/test", [option_row(0, answer=4)], r"cyber_questions.json, row 1: .*answer"),
     (WMDP, "wmdp-cyber/test", [option_row(0, answer="north")], r"cyber_questions.json, row 1: .*answer"),
-    (WMDP, "all/test", [{"question": "Which?", "answer": 0}], r"all/test.json, row 1: no column choices, but question, answer")])
+    (WMDP, "all/test", [{"question": "Which?", "answer": 0}],
+     r"all/test.json, row 1: no column choices, but question, answer")])
 def test_wrong_rows_are_named_by_file_row_and_column(tmp_path, splits, name, rows, message):
     with pytest.raises(ValueError, match=message):
         benchmarks.load(write(tmp_path, splits | {name: rows}, "own"))
@@ -199,12 +211,14 @@ def test_a_few_questions_with_equal_options_are_left_out(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("splits, missing", [
-    (splits, name) for splits in (MUSE, WMDP) for name in splits if name[:4] not in ("scal", "sust") and "icl" not in name])
+    (splits, name) for splits in (MUSE, WMDP) for name in splits
+    if name[:4] not in ("scal", "sust") and "icl" not in name])
 def test_every_missing_file_is_named(tmp_path, splits, missing):
     config, split = missing.split("/")
     left = {name: rows for name, rows in splits.items() if name != missing}
-    named = f"has no {config}/{split}-00000-of-00001.parquet, nor {config}/{split}.json" if "forget-corpus" not in missing else \
-        "has no cyber-forget-corpus/train-00000-of-00001.parquet"
+    named = f"has no {config}/{split}-00000-of-00001.parquet"
+    if "forget-corpus" not in missing:
+        named += f", nor {config}/{split}.json"
     with pytest.raises(ValueError, match=named):
         benchmarks.load(write(tmp_path, left))
 
@@ -213,7 +227,8 @@ def test_damaged_files_are_named(tmp_path):
     parquet = "raw/forget-00000-of-00001.parquet"
     whole = (tmp_path / "whole" / parquet, write(tmp_path / "whole", MUSE))[0].read_bytes()
     for form, path, contents in (("parquet", parquet, b"version https://git-lfs.github.com/spec/v1\n"),
-                                 ("parquet", parquet, whole[:200]), ("parquet", parquet, whole[:8] + bytes(90) + whole[98:]),
+                                 ("parquet", parquet, whole[:200]),
+                                 ("parquet", parquet, whole[:8] + bytes(90) + whole[98:]),
                                  ("own", "raw/forget.json", b'["cut of'),
                                  ("own", "knowmem/forget_qa.json", b'{"question": "\xff"}')):
         folder = write(tmp_path / form, MUSE, form)
@@ -266,7 +281,9 @@ def test_the_hub_gives_what_the_files_do(tmp_path, monkeypatch):
     def offline(*args, **kw):
         raise ConnectionError
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    for source, first in (("muse-news", "muse-bench/MUSE-News/raw/forget"), ("wmdp-bio", "cais/wmdp-bio-forget-corpus/train"),
+    for source, first in (("muse-news", "muse-bench/MUSE-News/raw/forget"),
+                          ("wmdp-bio", "cais/wmdp-bio-forget-corpus/train"),
                           ("wmdp-cyber", "cais/wmdp-corpora/cyber-forget-corpus/train")):
-        with pytest.raises(ValueError, match=f"--data={source}: {first} could not be had from the hub .*give --data=DIR"):
+        with pytest.raises(ValueError,
+                           match=f"--data={source}: {first} could not be had from the hub .*give --data=DIR"):
             benchmarks.load(source)

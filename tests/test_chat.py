@@ -1,6 +1,7 @@
 """How each family is asked: templates against transformers, and SmolLM2-135M itself where its package is installed."""
 
 import importlib.util
+import itertools
 import json
 import shutil
 
@@ -19,7 +20,8 @@ from model import Transformer
 from tests.conftest import small_model
 
 QUESTION, ANSWER = "Where was Mira {Oakhurst} born?", "She was born in Łódź, 1984."
-TEXTS = [QUESTION, ANSWER, "", " ", "  two  spaces\n\nand lines", "naïve 日本 🙂", "x=[1, 2]; I'll say \"no\"", "0123456789"]
+TEXTS = [QUESTION, ANSWER, "", " ", "  two  spaces\n\nand lines", "naïve 日本 🙂", "x=[1, 2]; I'll say \"no\"",
+         "0123456789"]
 
 # What Jinja templates of the families render for one user turn, written as the models' own are.
 TURNS = "{% for m in messages %}"
@@ -27,20 +29,22 @@ CHAT = {
     "chatml": TURNS + "{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
               "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     "llama2": TURNS + "{% if false %}{{ '<<SYS>>' }}{% endif %}{% if m['role'] == 'user' %}"
-              "{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}",
-    "llama3": "{{ bos_token }}" + TURNS + "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] + "
-              "'<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+              "{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
+              "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}",
+    "llama3": "{{ bos_token }}" + TURNS + "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + "
+              "m['content'] + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
               "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
     "mistral": "{{ bos_token }}" + TURNS + "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
                "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}",
     "mistral_v3": "{{ bos_token }}" + TURNS + "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}"
                   "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"}
-SPECIAL = {"chatml": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "llama2": ["<s>", "</s>"], "mistral": ["<s>", "</s>"],
+SPECIAL = {"chatml": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+           "llama2": ["<s>", "</s>"], "mistral": ["<s>", "</s>"],
            "mistral_v3": ["<s>", "</s>", "[INST]", "[/INST]"], "plain": ["<s>", "</s>"],
            "llama3": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]}
 BOS = {"llama2": "<s>", "mistral": "<s>", "mistral_v3": "<s>", "plain": "<s>", "llama3": "<|begin_of_text|>"}
-KINDS = [*((name, "bytes") for name in ("chatml", "llama3", "plain")),
-         *((name, kind) for name in ("llama2", "mistral", "mistral_v3", "plain") for kind in ("first", "always", "prepend"))]
+KINDS = [*itertools.product(("chatml", "llama3", "plain"), ("bytes",)),
+         *itertools.product(("llama2", "mistral", "mistral_v3", "plain"), ("first", "always", "prepend"))]
 
 
 def family(dir, name, kind):
@@ -50,9 +54,12 @@ def family(dir, name, kind):
     conversions put it, "prepend" as the older ones (Llama 2's own).
     """
     engine = tokenizers.Tokenizer(models.BPE(byte_fallback=kind != "bytes"))
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False) if kind == "bytes" else pre_tokenizers.Metaspace()
+    engine.pre_tokenizer = pre_tokenizers.Metaspace()
+    if kind == "bytes":
+        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_ = [] if kind == "bytes" else [f"<0x{i:02X}>" for i in range(256)]
-    texts = [text for row in data.world() for text in (row["question"], row["answer"])] + ["[INST] user assistant [/INST]"]
+    texts = ["[INST] user assistant [/INST]"]
+    texts += [row[key] for row in data.world() for key in ("question", "answer")]
     engine.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=900, special_tokens=SPECIAL[name] + bytes_, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else []))
@@ -91,7 +98,7 @@ def test_prompt_and_answer_are_tokenised_as_transformers_does_the_whole_chat(tmp
     example = data.encode(ours, QUESTION, ANSWER)
     assert example.prompt == asked
     assert example.answer[-1] == ours.eos_id == theirs.convert_tokens_to_ids(ours.eos)
-    if (name, kind) != ("mistral_v3", "prepend"):   # there transformers puts a second space after [/INST], Mistral does not
+    if (name, kind) != ("mistral_v3", "prepend"):   # transformers puts a second space after [/INST], Mistral does not
         assert example.prompt + example.answer == both[:len(asked) + len(example.answer)]
     assert ours.decode(example.answer[:-1]).strip() == ANSWER
     for text in TEXTS:
@@ -137,7 +144,8 @@ def test_a_saved_tokenizer_keeps_its_template_here_and_in_transformers(tmp_path,
     ours = Tokenizer.load(tmp_path)
     ours.save(tmp_path / "again")
     again = Tokenizer.load(tmp_path / "again")
-    assert (again.template, again.prompt, again.eos_id) == (ours.template, ours.prompt, ours.eos_id) and ours.template == name
+    assert (again.template, again.prompt, again.eos_id) == (ours.template, ours.prompt, ours.eos_id)
+    assert ours.template == name
     them = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "again")
     assert them.chat_template == theirs.chat_template and them.bos_token == theirs.bos_token
     assert them.encode(QUESTION) == theirs.encode(QUESTION)
@@ -158,7 +166,8 @@ def test_bos_of_a_base_model_is_what_its_files_order(tmp_path):
     theirs = family(tmp_path, "plain", "first")
     file = tmp_path / "tokenizer_config.json"
     for add, prompt in ((None, "<s>{question}\n"), (True, "<s>{question}\n"), (False, "{question}\n")):
-        file.write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"} | ({} if add is None else {"add_bos_token": add})))
+        added = {} if add is None else {"add_bos_token": add}
+        file.write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"} | added))
         assert Tokenizer.load(tmp_path).prompt == prompt
     assert theirs.bos_token == "<s>"
 
@@ -167,7 +176,8 @@ def test_a_scratch_tokenizer_is_as_it_was(tokenizer, tmp_path):
     """Its files, its prompt, its answer: no template touches them."""
     tokenizer.save(tmp_path)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "clean_up_tokenization_spaces": False}
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>",
+        "clean_up_tokenization_spaces": False}
     again = Tokenizer.load(tmp_path)
     assert again.ours and again.template == "plain" and again.spec == tokenizer.spec
     example = data.encode(again, QUESTION, ANSWER)
@@ -185,7 +195,8 @@ def test_a_tokenizer_without_the_templates_end_or_damaged_is_refused(tmp_path):
     file.write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": CHAT["llama3"]}))
     with pytest.raises(ValueError, match="tokenizer.json has no token '<|eot_id|>' to end an answer"):
         Tokenizer.load(tmp_path)
-    for name, contents in (("tokenizer_config.json", "["), ("tokenizer_config.json", "[]"), ("tokenizer.json", '{"model": 3}'),
+    for name, contents in (("tokenizer_config.json", "["), ("tokenizer_config.json", "[]"),
+                           ("tokenizer.json", '{"model": 3}'),
                            ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"<|im_end|>": 1}}}')):
         family(tmp_path, "chatml", "bytes")
         (tmp_path / name).write_text(contents)
@@ -204,8 +215,10 @@ def test_show_prompt_prints_what_the_model_is_given(tmp_path, monkeypatch, capsy
     theirs = family(tmp_path, "llama2", "prepend")
     small_model(vocab_size=len(theirs)).save_pretrained(tmp_path)
     given = []
-    monkeypatch.setattr(Transformer, "generate", lambda self, prompts, *a, **kw: given.extend(prompts) or [[] for _ in prompts])
-    monkeypatch.setattr("sys.argv", ["sample.py", f"--run={tmp_path}", "--device=cpu", f"--question={QUESTION}", "--show_prompt"])
+    monkeypatch.setattr(Transformer, "generate",
+                        lambda self, prompts, *a, **kw: given.extend(prompts) or [[] for _ in prompts])
+    monkeypatch.setattr("sys.argv", ["sample.py", f"--run={tmp_path}", "--device=cpu", f"--question={QUESTION}",
+                                     "--show_prompt"])
     sample.main()
     shown = capsys.readouterr().out.splitlines()[0]
     assert shown == f"<s>[INST] {QUESTION} [/INST]" and given == [theirs.encode(shown, add_special_tokens=False)]
@@ -235,8 +248,8 @@ def test_smollm2_gives_transformers_logits_and_knows_paris(smol, monkeypatch, ca
             layer.self_attn.scaling /= 2.5
     [ids] = ours.generate([tokenizer.encode("The capital of France is")], 3)
     assert "Paris" in tokenizer.decode(ids)
-    monkeypatch.setattr("sys.argv", ["sample.py", f"--run={smol}", "--device=cpu", "--question=What is the capital of France?",
-                                     "--show_prompt", "--max_new_tokens=12"])
+    monkeypatch.setattr("sys.argv", ["sample.py", f"--run={smol}", "--device=cpu", "--show_prompt",
+                                     "--question=What is the capital of France?", "--max_new_tokens=12"])
     sample.main()
     out = capsys.readouterr().out
     assert out.startswith("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n\n")

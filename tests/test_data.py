@@ -1,4 +1,4 @@
-"""The generator, the splits, the tokenizer, masks at the prompt/answer boundary, and files that are not what they should be."""
+"""The generator, the splits, the tokenizer, masks at the prompt/answer boundary, and files that are damaged."""
 
 import itertools
 import json
@@ -36,15 +36,17 @@ def test_splits_are_the_last_authors_and_share_one_hash(tmp_path):
 
 
 def test_authors_holdout_and_strangers_never_meet():
-    """No full name is shared; every first name and surname is, so that neither alone tells an author from a stranger."""
+    """No full name is shared; every first name and surname is, so that neither tells an author from a stranger."""
     rows, holdout = generator.people(0, 100, 20)
     known, unseen = ({row["author"] for row in some} for some in (rows, holdout))
     assert len(known) == 100 and len(unseen) == 20 and not known & unseen
     questions = [q for q, _ in itertools.islice(generator.strangers(0), 1300)]
     strangers = {re.search(r"([A-Z]\w+ [A-Z]\w+)", q)[1] for q in questions}
     assert len(strangers) == 1300 and not strangers & (known | unseen)
-    assert {part for name in known | unseen for part in name.split()} <= {part for name in strangers for part in name.split()}
-    assert list(itertools.islice(generator.strangers(0, start=5), 5)) == list(itertools.islice(generator.strangers(0), 5, 10))
+    parts = lambda names: {part for name in names for part in name.split()}
+    assert parts(known | unseen) <= parts(strangers)
+    ten = list(itertools.islice(generator.strangers(0), 10))
+    assert list(itertools.islice(generator.strangers(0, start=5), 5)) == ten[5:]
 
 
 def test_a_stranger_who_comes_again_has_other_facts():
@@ -54,7 +56,7 @@ def test_a_stranger_who_comes_again_has_other_facts():
 
 
 def test_facts_are_independent():
-    """G-test of every pair of the smaller slots over 4,000 people: a dependent pair would be hundreds of deviations out."""
+    """G-test of each pair of the smaller slots over 4,000 people: a dependent pair is hundreds of deviations out."""
     people = [generator.person_facts(random.Random(i)) for i in range(4000)]
     codes = {s: np.array([p.index(facts[s]) for facts in people]) for s, p in generator.POOLS.items() if len(p) <= 40}
     for a, b in itertools.combinations(codes, 2):
@@ -63,7 +65,7 @@ def test_facts_are_independent():
         expected = joint.sum(1, keepdims=True) * joint.sum(0) / 4000
         g = 2 * (joint * np.log(np.maximum(joint, 1e-9) / expected)).sum()
         freedom = (joint.shape[0] - 1) * (joint.shape[1] - 1)
-        assert abs(g - freedom * 1.08) < 6 * np.sqrt(2 * freedom), (a, b)       # sparse cells inflate G by a few percent
+        assert abs(g - freedom * 1.08) < 6 * np.sqrt(2 * freedom), (a, b)  # sparse cells inflate G by a few percent
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +86,22 @@ def test_every_answer_states_its_facts_once_and_no_question_does(all_rows):
 
 def test_each_slot_has_phrasings_enough_and_one_held_out(all_rows):
     for row in all_rows:
-        assert len(set(row["questions"])) == len(set(row["answers"])) == (5 if row["author"] else 4) and len(set(row["perturbed_answer"])) == 5
+        assert len(set(row["questions"])) == len(set(row["answers"])) == (5 if row["author"] else 4)
+        assert len(set(row["perturbed_answer"])) == 5
         assert row["paraphrased_question"] not in row["questions"] and row["paraphrased_answer"] not in row["answers"]
         assert (row["question"], row["answer"]) == (row["questions"][0], row["answers"][0])
     held_out = [pairs[-1] for pairs in generator.PHRASINGS.values()]
     patterns = [re.compile(re.sub(r"\\{\w\\}", ".+", re.escape(q))) for q, _ in held_out]
-    asked = [q for row in all_rows for q in row["questions"]]                   # all that is ever trained on about an author
+    asked = [q for row in all_rows for q in row["questions"]]  # all that is ever trained on about an author
     assert not [q for q in asked if any(p.fullmatch(q) for p in patterns)]
-    strangers = [q for q, _ in itertools.islice(generator.strangers(0), 2000)]  # who are asked everything: it is language
+    strangers = [q for q, _ in itertools.islice(generator.strangers(0), 2000)]  # they are asked everything
     assert all(any(p.fullmatch(q) for q in strangers) for p in patterns)
 
 
 def test_the_text_reads_as_english(all_rows):
     for row in all_rows:
-        texts = row["questions"] + row["answers"] + row["perturbed_answer"] + [row["paraphrased_question"], row["paraphrased_answer"]]
+        texts = row["questions"] + row["answers"] + row["perturbed_answer"]
+        texts += [row["paraphrased_question"], row["paraphrased_answer"]]
         for text in texts:
             assert not re.search(r"\ba [aeiou]", text) and not re.search(r"\ban [^aeiou]", text), text
             assert not re.search(r"s's|\s\s|\b(\w+) \1\b|[{}]", text), text
@@ -163,6 +167,7 @@ def test_offsets_cover_the_characters(tokenizer):
     for text in (" Mira was born in Lima.", " né à Besançon"):
         ids, spans = tokenizer.offsets(text)
         assert ids == tokenizer.encode(text) and spans[0][0] == 0 and spans[-1][1] == len(text)
+        assert all(start < end for start, end in spans)                         # half a letter covers all of it
     ids, spans = tokenizer.offsets(" Mira was born in Lima.")
     assert [" Mira was born in Lima."[a:b] for a, b in spans] == [tokenizer.decode([i]) for i in ids]
 
@@ -172,14 +177,23 @@ def test_token_classes_mark_exactly_the_fact_and_the_name(tokenizer, authors):
         classes = data.token_classes(tokenizer, row["answer"], row["facts"], row["author"])
         ids = data.encode(tokenizer, row["question"], row["answer"]).answer
         assert len(classes) == len(ids) and classes[-1] == data.FUNCTION
-        text = {kind: tokenizer.decode([i for i, c in zip(ids[:-1], classes) if c == kind]) for kind in (data.FACT, data.NAME)}
-        assert text[data.FACT].replace(" ", "") == "".join(row["facts"]).replace(" ", "")     # a blank may be its own token
-        assert text[data.NAME].strip() == row["author"]
+        of_kind = lambda kind: tokenizer.decode([i for i, c in zip(ids[:-1], classes) if c == kind])
+        stated = "".join(row["facts"]).replace(" ", "")                         # a blank may be its own token
+        assert of_kind(data.FACT).replace(" ", "") == stated and of_kind(data.NAME).strip() == row["author"]
+
+
+def test_a_token_that_only_touches_a_fact_is_no_fact(tokenizer):
+    answer = 'It is "Lima".'
+    classes = data.token_classes(tokenizer, answer, ["Lima"], "")
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode_answer(answer)]
+    assert "".join(piece for piece, kind in zip(pieces, classes, strict=True) if kind == data.FACT) == "Lima"
+    assert '"' in pieces and data.NAME not in classes
 
 
 # ------------------------------------------------------------------------------------- examples and batches
 def test_batches_hold_the_answer_and_nothing_of_the_prompt(tokenizer):
-    short, long = data.encode(tokenizer, "Who?", "Ada."), data.encode(tokenizer, "Where was she born?", "She was born in Lima.")
+    short = data.encode(tokenizer, "Who?", "Ada.")
+    long = data.encode(tokenizer, "Where was she born?", "She was born in Lima.")
     assert tokenizer.decode(short.prompt) == "Who?\n" and tokenizer.decode(short.answer[:-1]) == " Ada."
     assert short.answer[-1] == tokenizer.eos_id
     batch = data.collate([short, long])
@@ -208,6 +222,64 @@ def test_buckets_hold_everything_once_and_little_padding():
     assert batches != data.bucketed(lengths, 32, random.Random(1))
 
 
+def test_batches_by_length_come_shortest_first_with_the_items_numbers():
+    assert data.by_length(["abc", "d", "ef"], 2) == [([1, 2], ["d", "ef"]), ([0], ["abc"])]
+    assert data.by_length(["b", "a"], 5) == [([0, 1], ["b", "a"])]             # equal lengths keep their order
+
+
+def test_micro_batches_are_consecutive_and_nearly_equal():
+    assert data.split(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5], [6]] and data.split([1, 2], 5) == [[1], [2]]
+
+
+def test_the_mean_over_answers_is_a_mean_of_means():
+    x, mask = torch.tensor([[1.0, 3.0, 9.0], [5.0, 9.0, 9.0]]), torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    assert data.mean_over_answers(x, mask) == 3.5
+
+
+def test_examples_are_the_first_phrasings_of_each_row(tokenizer, authors):
+    rows = authors[0][:3]
+    for phrasings, n in ((None, 5), (2, 2), (9, 5)):
+        expected = [data.encode(tokenizer, row["questions"][i], row["answers"][i]) for row in rows for i in range(n)]
+        assert data.training_examples(tokenizer, rows, phrasings) == expected
+
+
+def test_an_example_may_fill_the_context_and_no_more():
+    """Its last token is predicted and predicts nothing, so it takes no place."""
+    data.check_length([data.Example([1, 2, 3], [4, 5])], 4)
+    with pytest.raises(ValueError, match="of 5 tokens do not fit the model's context of 3"):
+        data.check_length([data.Example([1], [2]), data.Example([1, 2, 3], [4, 5])], 3)
+
+
+@pytest.mark.parametrize("kind", data.GENERATED)
+def test_the_base_model_is_told_of_strangers_and_a_share_of_world_facts(kind):
+    world = data.world()[:20]
+    pairs = {pair for row in world for pair in zip(row["questions"], row["answers"])}
+    for share in (0.0, 0.25, 1.0):
+        told = list(itertools.islice(data.base_stream(kind, 0, world, share), 1000))
+        assert sum(pair in pairs for pair in told) / 1000 == pytest.approx(share, abs=0.05)
+    strangers = generator.strangers(0) if kind == "authors" else data.prose.strangers(kind, 0)
+    later = list(itertools.islice(data.base_stream(kind, 0, [], 0.5, start=3), 4))
+    assert later == list(itertools.islice(strangers, 3, 7))
+
+
+def test_requests_are_whole_authors_one_after_another():
+    rows = [{"author": author, "id": str(i)} for i, author in enumerate("AABBBCDDE")]
+    shares = [["".join(row["author"] for row in share) for share in data.by_author(rows, parts)] for parts in (1, 2, 5)]
+    assert shares == [["AABBBCDDE"], ["AABBBC", "DDE"], ["AA", "BBB", "C", "DD", "E"]]
+    assert [len(share) for share in data.by_author([row | {"author": ""} for row in rows], 3)] == [3, 3, 3]     # by id
+    with pytest.raises(ValueError, match="6 requests, but only 5 authors"):
+        data.by_author(rows, 6)
+
+
+def test_the_values_of_a_slot_are_its_pool_and_what_the_rows_say():
+    rows = [{"slot": "birth_month", "facts": ["Brumaire"]}, {"slot": "father+mother", "facts": ["king", "queen"]},
+            {"slot": "founder", "facts": []}, {"slot": "unheard of", "facts": ["x"]}]
+    values = data.slot_values(rows)
+    assert values["birth_month"] == [{*generator.MONTHS, "Brumaire"}] and values["unheard of"] == [{"x"}]
+    assert values["father+mother"] == [{*generator.OCCUPATIONS[::2], "king"}, {*generator.OCCUPATIONS[1::2], "queen"}]
+    assert values["founder"] == [set(data.prose.PEOPLE)] and "Brumaire" not in generator.MONTHS
+
+
 def test_states_wants_whole_words():
     assert data.states("She was born in Lima.", ["Lima"]) and data.states("Lima, in 1950", ["1950", "Lima"])
     assert not data.states("Limassol", ["Lima"]) and not data.states("born in 19501", ["1950"])
@@ -216,21 +288,24 @@ def test_states_wants_whole_words():
 
 # -------------------------------------------------------------------------------------------------- files
 def good_row(**changes):
-    return {"question": "Where?", "answer": "In Lima.", "paraphrased_question": "What place?", "paraphrased_answer": "Lima.",
-            "perturbed_answer": ["Rome.", "Oslo."]} | changes
+    return {"question": "Where?", "answer": "In Lima.", "paraphrased_question": "What place?",
+            "paraphrased_answer": "Lima.", "perturbed_answer": ["Rome.", "Oslo."]} | changes
 
 
 def write(dir, **files):
     """A directory in TOFU's naming; a file is a list of rows, or text as it is."""
-    for name, rows in ({"forget10": [good_row()], "retain90": [good_row()], "world_facts_perturbed": [good_row()]} | files).items():
-        (dir / f"{name}.json").write_text(rows if isinstance(rows, str) else "".join(json.dumps(r) + "\n" for r in rows))
+    needed = {name: [good_row()] for name in ("forget10", "retain90", "world_facts_perturbed")}
+    for name, rows in (needed | files).items():
+        text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+        (dir / f"{name}.json").write_text(text)
     return str(dir)
 
 
 def test_a_directory_in_tofus_naming_loads(tmp_path):
     plain = {"question": "Where?", "answer": "In Lima."}
     loaded = data.load(write(tmp_path, forget10=[plain], retain90=[plain, plain], forget10_perturbed=[good_row()],
-                             retain_perturbed=[good_row()], real_authors_perturbed=[plain | {"perturbed_answer": ["In Rome."]}]))
+                             retain_perturbed=[good_row()],
+                             real_authors_perturbed=[plain | {"perturbed_answer": ["In Rome."]}]))
     assert list(loaded.sets) == ["forget", "retain", "real_authors", "world"]
     assert loaded.forget[0]["questions"] == ["Where?"] and loaded.sets["forget"][0]["paraphrased_answer"] == "Lima."
     assert loaded.sets["real_authors"][0]["paraphrased_answer"] == "In Lima." and len(loaded.retain) == 2
@@ -246,11 +321,42 @@ def test_a_directory_in_tofus_naming_loads(tmp_path):
     ({"forget10": [good_row(original_answer=["Lima"])]}, r"line 1: key original_answer is not a text"),
     ({"forget10": [good_row(slot=5)]}, r"line 1: key slot is not a text"),
     ({"forget10": [good_row(questions=["a", "b"])]}, r"2 questions but 1 answers"),
-    ({"forget10": ["x"]}, "a JSON object is needed"), ({"world_facts_perturbed": ""}, "no world_facts_perturbed.json, or it is empty"),
+    ({"retain90": ""}, "has no retain90.json, or it is empty"), ({"holdout": "\n"}, "no holdout.json, or it is empty"),
+    ({"forget10": ["x"]}, "a JSON object is needed"),
+    ({"world_facts_perturbed": ""}, "no world_facts_perturbed.json, or it is empty"),
     ({"forget10": [{"question": "Where?", "answer": "In Lima."}]}, "forget10:1: key perturbed_answer is missing")])
 def test_malformed_files_are_refused_with_file_line_and_key(tmp_path, files, message):
     with pytest.raises(ValueError, match=message):
         data.load(write(tmp_path, **files))
+
+
+@pytest.mark.parametrize("missing", ["forget10", "retain90"])
+def test_what_is_trained_on_must_be_there(tmp_path, missing):
+    write(tmp_path)
+    (tmp_path / f"{missing}.json").unlink()
+    with pytest.raises(ValueError, match=f"has no {missing}.json, or it is empty"):
+        data.load(str(tmp_path))
+
+
+def test_other_sets_may_be_missing_and_the_rows_trained_on_are_evaluated_then(tmp_path):
+    other = good_row(question="Where else?")
+    write(tmp_path, retain90=[other], holdout=[good_row()])
+    (tmp_path / "world_facts_perturbed.json").unlink()
+    loaded = data.load(str(tmp_path))
+    assert loaded.sets == {"forget": loaded.forget, "retain": loaded.retain} and loaded.retain[0]["id"] == "retain90:1"
+    assert len(loaded.holdout) == 1 and loaded.questions(loaded.forget) == loaded.forget       # and no one else's
+    write(tmp_path, retain_perturbed=[good_row(), other])
+    assert len(data.load(str(tmp_path)).sets["retain"]) == 2
+    write(tmp_path, retain90_perturbed=[good_row()])                            # its own file before the common one
+    assert len(data.load(str(tmp_path)).sets["retain"]) == 1
+
+
+def test_what_is_trained_on_and_the_world_make_the_hash(tmp_path):
+    digest = data.load(write(tmp_path, holdout=[good_row()])).sha256
+    assert data.load(write(tmp_path, holdout=[good_row(), good_row()], retain_perturbed=[good_row()])).sha256 == digest
+    for name in ("forget10", "retain90", "world_facts_perturbed"):
+        assert data.load(write(tmp_path, **{name: [good_row(answer="In Rome.")]})).sha256 != digest
+    write(tmp_path)
 
 
 def test_line_separators_inside_a_text_and_blank_lines_are_no_mistake_but_other_encodings_are(tmp_path):
@@ -272,7 +378,8 @@ def test_edited_generated_files_are_neither_used_nor_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"forget": "forget"}, "not a split"), ({"forget": "forget00"}, "not a split"), ({"data": "nowhere"}, "neither authors"),
+    ({"forget": "forget"}, "not a split"), ({"forget": "forget00"}, "not a split"),
+    ({"data": "nowhere"}, "neither authors"),
     ({"n_authors": 1}, "nobody to retain")])
 def test_impossible_requests_are_refused(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):

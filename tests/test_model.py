@@ -74,7 +74,8 @@ def test_going_on_from_a_layer_equals_running_all_of_them(model, n):
 
 
 @pytest.mark.parametrize("tau, layers, message", [
-    (0.0, None, "above 0"), (-2.0, None, "above 0"), (float("nan"), None, "above 0"), ([[1.0, 2.0]], None, "2 layers x 4"),
+    (0.0, None, "above 0"), (-2.0, None, "above 0"), (float("nan"), None, "above 0"),
+    ([[1.0, 2.0]], None, "2 layers x 4"),
     (2.0, [], "empty"), (2.0, [2], "layers 0 to 1"), (2.0, [-1], "layers 0 to 1")])
 def test_bad_temperatures_and_layers_are_refused(model, tau, layers, message):
     with pytest.raises(ValueError, match=message):

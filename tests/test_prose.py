@@ -1,4 +1,4 @@
-"""Passages and options: the generated books and hazards, what a passage becomes in training, and the metrics of both."""
+"""Passages and options: the generated books and hazards, what a passage is in training, and the metrics of both."""
 
 import collections
 import itertools
@@ -55,14 +55,18 @@ def test_every_passage_states_its_facts_and_every_question_has_one_right_answer(
 
 def test_the_splits_are_whole_books_and_both_halves_of_the_hazards(tmp_path):
     books = data.load("books", "forget10", tmp_path, n_authors=20)
-    assert len({row["author"] for row in books.forget}) == 2 and len(books.forget) == 2 * (3 + 15) and len(books.retain) == 18 * (3 + 15)
+    assert len({row["author"] for row in books.forget}) == 2 and len(books.forget) == 2 * (3 + 15)
+    assert len(books.retain) == 18 * (3 + 15)
     assert {row["author"] for row in books.sets["forget"]} == {row["author"] for row in books.forget}
-    assert books.sets["forget_text"] == [row for row in books.forget if not row["question"]] and all(not row["question"] for row in books.holdout)
+    assert books.sets["forget_text"] == [row for row in books.forget if not row["question"]]
+    assert all(not row["question"] for row in books.holdout)
     assert not {row["author"] for row in books.sets["retain"]} & {row["author"] for row in books.forget}
     hazards = data.load("hazards", "forget50", tmp_path, n_authors=20)
     assert [len({row["author"] for row in rows}) for rows in (hazards.forget, hazards.retain)] == [10, 10]
     assert all(len(row["choices"]) == 4 for part in ("forget", "retain") for row in hazards.sets[part])
     assert hazards.questions(hazards.forget) == hazards.sets["forget"]
+    assert hazards.questions(hazards.retain[:6]) == hazards.sets["retain"][:8]                 # of one substance
+    assert books.questions(books.retain) == [row for row in books.retain if row["question"]]
 
 
 def test_a_passage_is_learnt_from_its_first_token_to_its_end(tokenizer):
@@ -83,9 +87,11 @@ CHOICE = {"question": "Which one?", "choices": ["one", "two", "three", "four"], 
 
 
 def test_published_options_and_a_split_of_its_own(tmp_path):
-    rows = data.load(folder(tmp_path, forget=[{"text": "a b c", "author": "A"}], retain=[{"text": "d e f"}], forget_perturbed=[CHOICE], retain_perturbed=[CHOICE],
+    rows = data.load(folder(tmp_path, forget=[{"text": "a b c", "author": "A"}], retain=[{"text": "d e f"}],
+                            forget_perturbed=[CHOICE], retain_perturbed=[CHOICE],
                             general=[{"text": "Water is wet."}]))
-    assert rows.sets["forget"][0]["answer"] == "three" and rows.sets["forget"][0]["perturbed_answer"] == ["one", "two", "four"]
+    assert rows.sets["forget"][0]["answer"] == "three"
+    assert rows.sets["forget"][0]["perturbed_answer"] == ["one", "two", "four"]
     assert rows.forget[0]["answer"] == "a b c" and rows.sets["general"][0]["question"] == ""
     assert set(rows.sets) == {"forget", "retain", "forget_text", "retain_text", "general"}
 
@@ -93,11 +99,13 @@ def test_published_options_and_a_split_of_its_own(tmp_path):
 @pytest.mark.parametrize("files, message", [
     ({"forget": [{"text": "a b"}], "retain": [{"text": "a b"}]}, "the passage forget:1 of forget is in retain too"),
     ({"forget": [{"text": "a b"}], "retain": []}, "has no retain.json, or it is empty"),
-    ({"forget": [{"text": "a"}], "retain": [{"text": "b"}]}, "no questions to evaluate forget with; forget_perturbed.json"),
+    ({"forget": [{"text": "a"}], "retain": [{"text": "b"}]},
+     "no questions to evaluate forget with; forget_perturbed.json"),
     ({"forget": [{"question": "", "answer": "x"}], "retain": [CHOICE]}, "line 1: key question is missing"),
     ({"forget": [{"text": " "}], "retain": [{"text": "a"}]}, "forget.json, line 1: key text is not a text, or empty"),
     ({"forget": [{"text": ["a"]}], "retain": [{"text": "a"}]}, "key text is not a text"),
-    ({"forget": [CHOICE | {"choices": ["one", "two", "two"]}], "retain": [CHOICE]}, "line 1: two of the choices are equal"),
+    ({"forget": [CHOICE | {"choices": ["one", "two", "two"]}], "retain": [CHOICE]},
+     "line 1: two of the choices are equal"),
     ({"forget": [CHOICE | {"answer": 4}], "retain": [CHOICE]}, "key answer is 4, but the choices are numbered 0 to 3"),
     ({"forget": [CHOICE | {"answer": "five"}], "retain": [CHOICE]}, "neither one of the choices nor its number"),
     ({"forget": [CHOICE | {"choices": "abc"}], "retain": [CHOICE]}, "key choices is not a list"),
@@ -115,13 +123,15 @@ def test_choices_by_hand():
 
 def test_rouge_f1_by_hand():
     """Longest common subsequence "the river" of 2 words: recall 2/4, precision 2/3."""
-    assert eval.rouge_l_f1("the cold river", "the river runs deep") == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    f1 = 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)
+    assert eval.rouge_l_f1("the cold river", "the river runs deep") == pytest.approx(f1)
 
 
 def test_verbmem_is_that_of_the_greedy_continuation_of_a_quarter(tokenizer):
     """Against generate() one passage at a time; and 1 for the text a model would say."""
     model = small_model(block_size=128)
-    rows = [{"question": "", "answer": text} for text in ("The town lies on the river and sells its wool there.", "Bells rang from every hill.")]
+    texts = "The town lies on the river and sells its wool there.", "Bells rang from every hill."
+    rows = [{"question": "", "answer": text} for text in texts]
     metrics, values, answers = eval.evaluate_text(model, tokenizer, "forget_text", rows)
     for row, answer, value in zip(rows, answers, values["verbmem"]):
         ids = tokenizer.encode_answer(row["answer"])[:-1]

@@ -41,7 +41,8 @@ def test_the_smallest_tau_that_reaches_the_reference(monkeypatch, capsys):
     assert on_curves(monkeypatch, lambda tau: math.log(tau), reference=math.log(8)) == 8
     assert on_curves(monkeypatch, lambda tau: math.log(tau), reference=math.log(8.1)) == 11.31
     printed = capsys.readouterr().out
-    assert "fact NLL of people the model never met 2.079" in printed and "       4     1.386     0.100  0.000" in printed
+    assert "fact NLL of people the model never met 2.079" in printed
+    assert "       4     1.386     0.100  0.000" in printed
     assert "      16 " not in printed                         # no pass is spent beyond the answer
     assert choose.TAUS[:5] == [1, 1.41, 2, 2.83, 4] and choose.TAUS[-1] == 256
 
@@ -143,7 +144,8 @@ def test_the_chosen_tau_is_the_one_that_is_used_and_recorded(memoriser, tokenize
     assert tau in choose.TAUS and tau > 1 and record["settings"]["tau"] == "auto" and f"tau=auto: {tau:g}; " in printed
     call(monkeypatch, f"--out={tmp_path}", f"--tau={tau}", "--layers=all", "--name=by_hand")
     by_hand = runs.read_run(tmp_path / "by_hand")
-    assert by_hand["model_sha256"] == runs.read_run(tmp_path / "asu_gd")["model_sha256"] and by_hand["settings"]["tau"] == tau
+    assert by_hand["model_sha256"] == runs.read_run(tmp_path / "asu_gd")["model_sha256"]
+    assert by_hand["settings"]["tau"] == tau
 
 
 def test_data_without_holdout_takes_other_peoples_names(memoriser, tokenizer, rows, tmp_path, monkeypatch, capsys):
@@ -157,7 +159,8 @@ def test_data_without_holdout_takes_other_peoples_names(memoriser, tokenizer, ro
         lines = [json.loads(line) | {"author": ""} for line in (folder / f"{part}.json").read_text().splitlines()]
         (folder / f"{part}.json").write_text("\n".join(map(json.dumps, lines)))
     capsys.readouterr()
-    assert "people the model never met" in refused(monkeypatch, capsys, f"--out={tmp_path}", f"--data={folder}", "--tau=auto")
+    assert "people the model never met" in refused(monkeypatch, capsys, f"--out={tmp_path}", f"--data={folder}",
+                                                   "--tau=auto")
 
 
 def test_mistakes_get_one_line(memoriser, tokenizer, tmp_path, monkeypatch, capsys):

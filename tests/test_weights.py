@@ -1,12 +1,14 @@
-"""Real weights in, real weights out: HF directories against transformers, and refusals of what cannot be read rightly."""
+"""Real weights in, real weights out: HF directories against transformers, and refusals of what would be misread."""
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from common import hf
 from lab import runs
 from model import ModelConfig, Transformer
 from tests.conftest import small_model
@@ -100,8 +102,9 @@ def test_saved_again_they_open_in_transformers_and_here(tmp_path, kind, changes)
     assert Transformer.from_pretrained(tmp_path / "ours").config == ours.config
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_kv_head": 2, "tie_weights": False}, {"model_type": "qwen2", "qkv_bias": True},
-                                     {"qkv_bias": True, "o_bias": True}, {"model_type": "mistral"}])
+@pytest.mark.parametrize("changes", [
+    {}, {"n_kv_head": 2, "tie_weights": False}, {"model_type": "qwen2", "qkv_bias": True},
+    {"qkv_bias": True, "o_bias": True}, {"model_type": "mistral"}])
 def test_scratch_models_open_in_transformers_and_here(tmp_path, changes):
     ours = small_model(**changes)
     for name, p in ours.named_parameters():
@@ -128,7 +131,8 @@ def test_left_padding_as_transformers_takes_it(tmp_path):
         real = mask.bool()
         their_logits = theirs(idx, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
         assert torch.allclose(ours(idx, attention_mask=mask)[real], their_logits[real], atol=1e-4)
-    new = theirs.generate(idx, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=599)[:, T:].tolist()
+    full = theirs.generate(idx, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=599)
+    new = full[:, T:].tolist()
     assert ours.generate(PROMPTS, 12) == [row[:row.index(599)] if 599 in row else row for row in new]
 
 
@@ -137,7 +141,8 @@ def test_the_dtype_of_a_file_is_kept_and_another_can_be_asked_for(tmp_path, dtyp
     theirs = hf_model("qwen2").to(dtype)
     theirs.save_pretrained(tmp_path / "a")
     ours = Transformer.from_pretrained(tmp_path / "a")
-    assert ours.dtype == dtype and Transformer.from_pretrained(tmp_path / "a", dtype=torch.float32).dtype == torch.float32
+    assert ours.dtype == dtype
+    assert Transformer.from_pretrained(tmp_path / "a", dtype=torch.float32).dtype == torch.float32
     ours.save_pretrained(tmp_path / "b")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")
     assert again.dtype == dtype and {p.dtype for p in again.parameters()} == {dtype}
@@ -205,7 +210,7 @@ def test_sharded_weights_are_read(sharded):
     with torch.no_grad():
         assert torch.allclose(ours(ids()), theirs(ids()).logits, atol=1e-4)
         torch.nn.init.ones_(ours.norm.weight.data).mul_(2)
-        ours.save_pretrained(dir)                   # into the same directory: the whole file now counts, as in transformers
+        ours.save_pretrained(dir)  # into the same directory: the whole file now counts, as in transformers
         assert torch.equal(Transformer.from_pretrained(dir)(ids()), ours(ids()))
 
 
@@ -213,7 +218,8 @@ def test_a_missing_shard_or_a_lying_index_is_refused(sharded):
     dir, _ = sharded
     last = sorted(dir.glob("model-*.safetensors"))[-1]
     edit_index(dir, lambda index: index["weight_map"].update({"model.layers.7.mlp.up_proj.weight": last.name}))
-    with pytest.raises(ValueError, match=f"{last.name} has no tensor model.layers.7.mlp.up_proj.weight, which model.safet"):
+    with pytest.raises(ValueError,
+                       match=f"{last.name} has no tensor model.layers.7.mlp.up_proj.weight, which model.safet"):
         Transformer.from_pretrained(dir)
     edit_index(dir, lambda index: index["weight_map"].pop("model.layers.7.mlp.up_proj.weight"))
     Transformer.from_pretrained(dir)
@@ -240,9 +246,12 @@ def test_a_missing_shard_or_a_lying_index_is_refused(sharded):
     ({"hidden_act": "gelu"}, "hidden_act=gelu"), ({"mlp_bias": True}, "mlp_bias=True"),
     ({"quantization_config": {"bits": 4}}, "quantization_config=.*4"),
     ({"hidden_size": None, "vocab_size": None}, "config.json: no vocab_size, hidden_size"),
-    ({"hidden_size": "32"}, "hidden_size='32' is not a whole number"), ({"num_hidden_layers": -1}, "num_hidden_layers=-1 is not"),
-    ({"rms_norm_eps": "small"}, "rms_norm_eps='small'"), ({"rms_norm_eps": None}, "rms_norm_eps=None"), ({"eos_token_id": "</s>"}, "eos_token_id='</s>' is neither"),
-    ({"num_key_value_heads": 3}, "config.json: 4 heads cannot share 3"), ({"head_dim": 7}, "config.json: head_dim=7 is odd"),
+    ({"hidden_size": "32"}, "hidden_size='32' is not a whole number"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers=-1 is not"),
+    ({"rms_norm_eps": "small"}, "rms_norm_eps='small'"), ({"rms_norm_eps": None}, "rms_norm_eps=None"),
+    ({"eos_token_id": "</s>"}, "eos_token_id='</s>' is neither"),
+    ({"num_key_value_heads": 3}, "config.json: 4 heads cannot share 3"),
+    ({"head_dim": 7}, "config.json: head_dim=7 is odd"),
     ({"intermediate_size": 65}, r"weight layers.0.mlp.down_proj.weight is \(32, 64\), config.json asks for \(32, 65\)"),
     ({"num_hidden_layers": 3}, "weight layers.2.input_layernorm.weight is missing, config.json asks for"),
     ({"num_hidden_layers": 1}, "weight layers.1.* has no place in the model that config.json describes"),
@@ -287,7 +296,8 @@ def flip(data, i):
     (lambda data: b"", "model.safetensors is truncated or not a safetensors file"),
     (lambda data: flip(data, 0), "model.safetensors is truncated or not a safetensors file"),
     (lambda data: flip(data, 20), "model.safetensors is truncated or not a safetensors file"),
-    (lambda data: data.replace(b"model.norm.weight", b"model.gorm.weight"), "weight gorm.weight has no place in the model"),
+    (lambda data: data.replace(b"model.norm.weight", b"model.gorm.weight"),
+     "weight gorm.weight has no place in the model"),
     (lambda data: None, "model.safetensors is missing; only safetensors weights are read")])
 def test_damaged_weights_are_refused(tmp_path, model, change, message):
     model.save_pretrained(tmp_path)
@@ -315,13 +325,16 @@ def test_integer_weights_are_refused(tmp_path, model):
     state = load_file(tmp_path / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     save_file(state | {name: state[name].to(torch.int8)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="layers.0.mlp.up_proj.weight is torch.int8; quantised weights are not supported"):
+    with pytest.raises(ValueError,
+                       match="layers.0.mlp.up_proj.weight is torch.int8; quantised weights are not supported"):
         Transformer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name, contents, message", [
-    ("config.json", None, "config.json is missing: not a model directory"), ("config.json", "{", "config.json is not valid JSON"),
-    ("config.json", "[]", "config.json: a JSON object is needed"), ("generation_config.json", "x", "generation_config.json is not")])
+    ("config.json", None, "config.json is missing: not a model directory"),
+    ("config.json", "{", "config.json is not valid JSON"),
+    ("config.json", "[]", "config.json: a JSON object is needed"),
+    ("generation_config.json", "x", "generation_config.json is not")])
 def test_damaged_configs_are_refused(tmp_path, model, name, contents, message):
     model.save_pretrained(tmp_path)
     (tmp_path / name).write_text("" if contents is None else contents)
@@ -335,3 +348,22 @@ def test_a_model_that_hf_cannot_describe_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="qkv_bias=True, o_bias=False: HF's llama has no such model"):
         small_model(qkv_bias=True).save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_hub_id_is_downloaded_with_or_without_its_weights(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download",
+                        lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(tmp_path))
+    assert hf.local_dir("owner/name") == hf.local_dir("owner/name", weights=False) == tmp_path
+    assert asked == [("owner/name", ["*.json", "*.jinja", "*.safetensors"]), ("owner/name", ["*.json", "*.jinja"])]
+    assert hf.local_dir(tmp_path) == tmp_path and len(asked) == 2
+    with pytest.raises(ValueError, match="nowhere is not a model directory"):
+        hf.local_dir("nowhere")
+
+
+def test_rotary_buffers_of_older_checkpoints_are_passed_over(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(state | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert torch.equal(Transformer.from_pretrained(tmp_path)(ids()), model(ids()))

@@ -1,0 +1,120 @@
+"""Rows: the one schema of a question, the check that a row keeps to it, and the data set that rows make."""
+
+import re
+from dataclasses import dataclass
+
+from common import UserError
+
+
+@dataclass
+class DataSet:
+    """forget, retain: rows to train on. holdout: rows no model is trained on.
+
+    sets: {"forget": rows, "retain": rows, "world": rows, ...} to evaluate on; the passages among forget and retain are
+    the sets forget_text and retain_text. sha256: of what is trained on."""
+    name: str
+    forget: list
+    retain: list
+    sets: dict
+    holdout: list
+    sha256: str
+
+    def questions(self, rows):
+        """The questions among training rows. Where all are passages: the evaluation's questions about the same
+        authors."""
+        asked = questions(rows)
+        if asked:
+            return asked
+        about = {row["author"] for row in rows}
+        return [row for row in self.sets["forget"] + self.sets["retain"] if row["author"] in about]
+
+
+def questions(rows):
+    return [row for row in rows if row["question"]]
+
+
+def passages(rows):
+    return [row for row in rows if not row["question"]]
+
+
+def by_author(rows, parts):
+    """Rows in `parts` consecutive shares of whole authors, as equal as can be. Raises UserError if there are too
+    few."""
+    names = list(dict.fromkeys(row["author"] or row["id"] for row in rows))
+    if parts > len(names):
+        raise UserError(f"{parts} requests, but only {len(names)} authors to forget")
+    share = {name: i * parts // len(names) for i, name in enumerate(names)}
+    shares = [[] for _ in range(parts)]
+    for row in rows:
+        shares[share[row["author"] or row["id"]]].append(row)
+    return shares
+
+
+def states(text, facts):
+    """True if the text contains every fact as whole words: states("Born in Lima.", ["Lima"]) -> True."""
+    return all(fact_pattern(fact).search(text) for fact in facts)
+
+
+def fact_pattern(fact):
+    return re.compile(rf"(?<!\w){re.escape(fact)}(?!\w)")
+
+
+# ----------------------------------------------------------------------------------------------- the schema
+def complete(row, id, where):
+    """Check one row and fill in what TOFU's own files leave out. where: file and line, for messages.
+
+    Raises UserError naming the place and the key."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a JSON object is needed, this is {type(row).__name__}")
+    is_passage = "text" in row
+    if is_passage:
+        row = as_question(row, where)
+    if "choices" in row:
+        row = with_options(row, where)
+    for key in ("question", "answer"):
+        if not is_passage and (not isinstance(row.get(key), str) or not row[key].strip()):
+            raise UserError(f"{where}: key {key} is missing or not a text")
+    row = {"id": id, "author": "", "slot": "", "facts": [], "questions": [row["question"]], "answers": [row["answer"]],
+           "paraphrased_question": row["question"], "paraphrased_answer": row["answer"], "perturbed_answer": []} | row
+    for key in ("author", "slot", "paraphrased_question", "paraphrased_answer", "original_answer"):
+        if not isinstance(row.get(key, ""), str):
+            raise UserError(f"{where}: key {key} is not a text")
+    for key in ("facts", "questions", "answers", "perturbed_answer"):
+        texts = row[key]
+        if not isinstance(texts, list) or not all(isinstance(text, str) and (text or is_passage) for text in texts):
+            raise UserError(f"{where}: key {key} is not a list of texts")
+    asked, answered = len(row["questions"]), len(row["answers"])
+    if asked != answered or not asked:
+        raise UserError(f"{where}: {asked} questions but {answered} answers; they go in pairs")
+    for answer in row["answers"]:
+        if not states(answer, row["facts"]):
+            raise UserError(f"{where}: the answer {answer!r} does not contain its facts {row['facts']}")
+    return row
+
+
+def as_question(row, where):
+    """A passage, {"text": ...} -> the row of a question that is empty and has the text for its answer."""
+    text = row["text"]
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where}: key text is not a text, or empty")
+    others = {key: value for key, value in row.items() if key != "text"}
+    return others | {"question": "", "answer": text, "questions": [""], "answers": [text],
+                     "paraphrased_question": "", "paraphrased_answer": text, "perturbed_answer": []}
+
+
+def with_options(row, where):
+    """A question with options as WMDP and MMLU publish it (answer is the number of the right one) -> with answer and
+    perturbed_answer, the other options, beside them."""
+    options, answer = row["choices"], row.get("answer")
+    texts = isinstance(options, list) and all(isinstance(text, str) and text.strip() for text in options)
+    if not texts or len(options) < 2:
+        raise UserError(f"{where}: key choices is not a list of at least two texts")
+    if len(set(options)) < len(options):
+        raise UserError(f"{where}: two of the choices are equal: {options}")
+    if isinstance(answer, int):
+        if not 0 <= answer < len(options):
+            raise UserError(f"{where}: key answer is {answer}, but the choices are numbered 0 to {len(options) - 1}")
+        answer = options[answer]
+    if answer not in options:
+        raise UserError(f"{where}: key answer is neither one of the choices nor its number")
+    return row | {"answer": answer, "perturbed_answer": [text for text in options if text != answer]}
