@@ -94,7 +94,7 @@ def examples(tokenizer, authors):
 
 @pytest.fixture(scope="session")
 def out(tmp_path_factory):
-    """train, asu, eval on the tiny preset, from a directory that is not the repository; beside it, what each of them printed."""
+    """train, asu, eval on the tiny preset, from a directory that is not the repository; beside it what each printed."""
     out = tmp_path_factory.mktemp("runs") / "out"
     for script in (train, asu, eval):
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -139,7 +139,7 @@ def test_at_tau_one_loss_and_gradient_are_zero(model, examples, live):
 
 
 def test_theta_0_is_not_asked_again_once_the_student_has_moved(model, examples):
-    """The states that are kept are those of the weights before the first step, and of the example they are looked up by."""
+    """The states that are kept are those of the first weights, and of the example they are looked up by."""
     theta_0 = teacher_of(model, examples, 4.0, loss=lambda teacher_logp, reference_hidden: None, hidden_layer=1)
     part = examples[3:9]
     batch = data.collate(part)
@@ -156,7 +156,7 @@ def test_theta_0_is_not_asked_again_once_the_student_has_moved(model, examples):
 # ---------------------------------------------------------------------------------------------- unlearning
 @torch.no_grad()
 def step_by_hand(model, theta_0, forget, retain, retain_loss, c_forget, c_retain, lr, tau):
-    """One step of plain gradient descent on c_forget L_ASU + c_retain L_retain, a full distribution at every answer token."""
+    """One step of plain gradient descent on c_forget L_ASU + c_retain L_retain, example by example."""
     def logp(model, e, **kw):
         return model(torch.tensor([e.prompt + e.answer])[:, :-1], **kw).log_softmax(-1)[0, len(e.prompt) - 1:]
 
@@ -183,7 +183,7 @@ def plain_descent(model, lr, *_):
 @pytest.mark.parametrize("teacher, micro_batches", [("cached", 1), ("cached", 3), ("live", 3)])
 def test_three_steps_are_those_of_the_written_objective(examples, monkeypatch, c_forget, c_retain, retain_loss, teacher,
                                                         micro_batches):
-    """By gradient descent worked out from the formulas: teacher at tau, student at 1, theta_0 fixed, weights, micro-batches."""
+    """By gradient descent worked out from the formulas: teacher at tau, student at 1, theta_0 fixed."""
     monkeypatch.setattr(asu, "adamw", plain_descent)
     forget, retain, log = examples[:8], examples[20:28], Log("test")
     ours, theta_0, model = small_model(), small_model(), small_model()
@@ -193,7 +193,8 @@ def test_three_steps_are_those_of_the_written_objective(examples, monkeypatch, c
         lr = lr_at(step, 3, 0.05, 0.5)
         loss = step_by_hand(model, theta_0, forget, retain, retain_loss, c_forget, c_retain, lr, 4.0)
         assert point["loss"] == pytest.approx(loss, rel=1e-4)
-        assert point["loss"] == pytest.approx(c_forget * point["forget_loss"] + c_retain * point["retain_loss"], rel=1e-6)
+        total = c_forget * point["forget_loss"] + c_retain * point["retain_loss"]
+        assert point["loss"] == pytest.approx(total, rel=1e-6)
     assert step == 2 and torch.allclose(flat(ours), flat(model), atol=2e-5)
     assert (flat(model) - flat(theta_0)).abs().max() > 5e-3
 
@@ -264,7 +265,8 @@ def test_the_record_counts_steps_and_tokens(examples):
     """Tokens are those the student runs over, padding and all: of the forget and the retain rows of every step."""
     forget = [data.Example([1] * 9, [2] * 4)] * 8
     log = Log("test")
-    asu.unlearn(small_model(), forget, [data.Example([1] * 5, [2] * 3)] * 2, log=log, **settings(epochs=3, batch_size=3))
+    asu.unlearn(small_model(), forget, [data.Example([1] * 5, [2] * 3)] * 2, log=log,
+                **settings(epochs=3, batch_size=3))
     assert log.record["steps"] == 9 and log.record["tokens"] == 3 * 8 * (12 + 7)
     assert [point["step"] for point in log.record["curve"]] == [3, 6, 9]
 
@@ -355,7 +357,8 @@ def test_unlearning_follows_the_extrapolated_teacher(examples, teacher):
 
 # -------------------------------------------------------------------------------------------------- flags
 @pytest.mark.parametrize("flags, unused", [
-    ("--method=npo --tau=1000", "--tau"), ("--method=npo --tau 1000", "--tau"), ("--method=npo", None), ("--tau=1000", None),
+    ("--method=npo --tau=1000", "--tau"), ("--method=npo --tau 1000", "--tau"), ("--method=npo", None),
+    ("--tau=1000", None),
     ("--method=npo --layers=1 --hidden_layer=1", "--layers, --hidden_layer"), ("--hidden_layer=1", "--hidden_layer"),
     ("--method=rmu --hidden_layer=1 --alpha=1.2", "--alpha"), ("--target=hidden --hidden_layer=1 --heads=all", None),
     (f"--method=npo {TINY}", "--heads, --alpha")])
@@ -375,7 +378,8 @@ def test_every_flag_of_unlearning_arrives(out, tmp_path, monkeypatch):
     def recorder(model, forget, retain, **kw):
         arrived.update(kw, forget=forget, retain=retain, checkpointing=model.checkpointing)
     monkeypatch.setattr(asu, "unlearn", recorder)
-    call(asu, TINY, f"--run={out / 'target'}", f"--out={tmp_path}", "--tau=3", "--layers=1-", "--retain=kl", "--phrasings=2",
+    call(asu, TINY, f"--run={out / 'target'}", f"--out={tmp_path}", "--tau=3", "--layers=1-", "--retain=kl",
+         "--phrasings=2",
          "--checkpointing", "--method=asu_idk", *(f"--{flag}={value}" for flag, value in given.items()))
     assert {flag: arrived[flag] for flag in given} == given
     assert arrived["tau"] == 3 and arrived["layers"] == [1] and arrived["checkpointing"]

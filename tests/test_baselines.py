@@ -167,7 +167,8 @@ def log_odds(model, rows):
 
 
 @pytest.mark.parametrize("method, goes_up, goes_down", [
-    ("ga", None, "true"), ("npo", None, "true"), ("simnpo", None, "true"), ("dpo", "refusal", None), ("idk", "refusal", None),
+    ("ga", None, "true"), ("npo", None, "true"), ("simnpo", None, "true"), ("dpo", "refusal", None),
+    ("idk", "refusal", None),
     ("me", "entropy", None), ("undial", None, "true"), ("asu_idk", "refusal", None), ("gd", "true", None)])
 def test_a_small_step_goes_the_right_way(rows, method, goes_up, goes_down):
     model = memorise(small_model(), rows, steps=40, lr=3e-3, parts=1)       # so that there is something to lose
@@ -199,9 +200,10 @@ def test_every_method_runs_with_every_retain_loss(examples, method, retain_loss)
 @pytest.mark.parametrize("method", [name for name, loss in asu.METHODS.items() if asu.teaches_refusals(loss)])
 def test_a_method_that_refuses_teaches_the_refusals_that_are_given(examples, method):
     """Whose tokens become likelier, in place of another answer's."""
-    before, after = ([log_odds(model, [replace(e, refusal=data.Example(e.prompt, ids)) for e in examples[:8]])["refusal"]
-                      for ids in ([5, 6, 7, 599], [15, 16, 17, 599])]
-                     for model in (small_model(), unlearned(examples, method, refusals=REFUSALS[:1], epochs=5)[0]))
+    def of(model, ids):
+        return log_odds(model, [replace(e, refusal=data.Example(e.prompt, ids)) for e in examples[:8]])["refusal"]
+    models = small_model(), unlearned(examples, method, refusals=REFUSALS[:1], epochs=5)[0]
+    before, after = ([of(model, ids) for ids in ([5, 6, 7, 599], [15, 16, 17, 599])] for model in models)
     assert after[0] - before[0] > 1 + max(0, after[1] - before[1])
 
 
@@ -224,7 +226,7 @@ MINE = {"reference": lambda logp, reference_logp, mask: asu.forward_kl(reference
 @pytest.mark.parametrize("teacher", ["cached", "live"])
 @pytest.mark.parametrize("name", list(MINE))
 def test_a_loss_in_the_table_is_given_what_its_parameters_name(examples, monkeypatch, name, teacher):
-    """By itself, with no other method's tensors at hand: zero against theta_0 itself, above zero against another model."""
+    """By itself: zero against theta_0 itself, above zero against another model."""
     monkeypatch.setitem(asu.METHODS, "mine", MINE[name])
     tau = 1.0 if "teacher" in name else None
     own, other = (unlearned(examples, "mine", tau=tau, teacher=teacher, teacher_model=theta_0)[1]["curve"][0]["loss"]

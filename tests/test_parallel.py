@@ -1,8 +1,8 @@
 """Several processes do what one does: asu.py and train.py under torchrun, two CPU processes with gloo.
 
-Equal means up to the rounding of float32 sums taken in another order. Measured here: curves differ by up to 5e-7 of a loss; weights
-by up to 3e-5, where Adam's first steps (of 2e-3) divide a gradient of nearly 0 by itself. Adam does not mind gradients that are all
-twice too large, so those are compared as well.
+Equal means up to the rounding of float32 sums taken in another order. Measured here: curves differ by up to 5e-7 of a
+loss; weights by up to 3e-5, where Adam's first steps (of 2e-3) divide a gradient of nearly 0 by itself. Adam does not
+mind gradients that are all twice too large, so those are compared as well.
 """
 
 import itertools
@@ -26,9 +26,10 @@ from lab import parallel, runs
 from lab.answers import answer_nll
 from tests.conftest import HOME, TINY, call, refused, weights
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch has no shards on the CPU")
-TRAIN = "--base_rows=62 --n_authors=2 --forget=forget50 --phrasings=1 --batch_size=31 --micro_batches=2".split()    # odd halves
-ONE_LEFT = "--forget=forget05 --phrasings=1 --batch_size=19 --micro_batches=2 --tau=8 --alpha=1.2".split()     # of 20 rows
+pytestmark = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="no shards on the CPU")
+# Odd halves of a batch; and batches of 20 rows that leave one.
+TRAIN = "--base_rows=62 --n_authors=2 --forget=forget50 --phrasings=1 --batch_size=31 --micro_batches=2".split()
+ONE_LEFT = "--forget=forget05 --phrasings=1 --batch_size=19 --micro_batches=2 --tau=8 --alpha=1.2".split()
 
 
 def torchrun(*command):
@@ -40,7 +41,7 @@ def torchrun(*command):
 def several(lines):
     """Each line a script and its flags, run in turn by the same processes: to start them takes longer than a tiny run.
     A line that begins with "stop" is interrupted before it saves."""
-    stop, parallel.stop = parallel.stop, lambda: None       # they stay connected: connecting anew through one store can hang
+    stop, parallel.stop = parallel.stop, lambda: None       # they stay connected: connecting anew can hang
     for line in lines:
         if line.startswith("gradients "):
             gradients(*line.split()[1:])
@@ -63,7 +64,8 @@ def several(lines):
 def gradients(target, file, *shard):
     """Write the gradients of three answers' loss: of two micro-batches of two processes, one of the four has none."""
     model, tokenizer, _ = runs.load_run(Path(target), shard=bool(shard))
-    examples = [data.encode(tokenizer, f"Who is {name}?", f"Nobody but {name}.") for name in ("Ada", "Ada Lovelace", "George Boole")]
+    names = "Ada", "Ada Lovelace", "George Boole"
+    examples = [data.encode(tokenizer, f"Who is {name}?", f"Nobody but {name}.") for name in names]
     for part, n in parallel.micro_batches(examples, 2):
         batch = data.collate(part)
         loss = data.mean_over_answers(answer_nll(model, batch), batch.mask)
@@ -82,7 +84,8 @@ def assert_same(one, other, world_size, sharded):
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4, msg=lambda m: f"{other} {name}: {m}")
     a, b = (runs.read_run(path) for path in (one, other))
     assert (b["world_size"], b["sharded"]) == (world_size, sharded) and b["peak_mb"] > 50 and b["tokens"] > 0
-    assert a["settings"] | {"parent_sha256": ""} == b["settings"] | {"parent_sha256": ""} and len(a["curve"]) == len(b["curve"])
+    assert a["settings"] | {"parent_sha256": ""} == b["settings"] | {"parent_sha256": ""}
+    assert len(a["curve"]) == len(b["curve"])
     for p, q in zip(a["curve"], b["curve"]):
         assert p | {"seconds": 0} == pytest.approx(q | {"seconds": 0}, rel=1e-6, abs=1e-6)
 
@@ -110,7 +113,8 @@ def started(out, tmp_path_factory):
 def test_a_sharded_run_is_the_run_of_one_process_and_opens_in_transformers(out, started):
     place, printed = started
     assert_same(out / "asu_gd", place / "main/asu_gd", 2, True)
-    assert printed.count("asu step 14 ") == 1 and sorted(p.name for p in (place / "main").iterdir()) == ["asu_gd", "data"]
+    assert printed.count("asu step 14 ") == 1
+    assert sorted(p.name for p in (place / "main").iterdir()) == ["asu_gd", "data"]
     ours, tokenizer, _ = runs.load_run(place / "main/asu_gd")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(place / "main/asu_gd").eval()
     ids = torch.tensor([tokenizer.encode("Where was Quentin Duncott born?")])
@@ -149,14 +153,16 @@ def test_a_mistake_gets_one_line_from_all_processes(out):
     before = weights(out / "asu_gd")
     done = torchrun(HOME / "asu.py", TINY, f"--out={out}", "--layers=9")
     assert done.returncode and weights(out / "asu_gd") == before
-    assert done.stderr.count("asu.py: error: ") == 1 and "layers 0 to 1" in done.stderr and "exitcode  : 2 " in done.stderr
+    assert done.stderr.count("asu.py: error: ") == 1
+    assert "layers 0 to 1" in done.stderr and "exitcode  : 2 " in done.stderr
 
 
 def test_sharding_alone_and_evaluating_together_are_refused(out, monkeypatch, capsys):
     for script in (asu, train):
         assert "torchrun --nproc_per_node=N" in refused(capsys, script, TINY, f"--out={out}", "--shard")
     monkeypatch.setattr(parallel, "world_size", 2)
-    assert "--device=cuda:1 is one device for 2 processes" in refused(capsys, asu, TINY, f"--out={out}", "--device=cuda:1")
+    error = refused(capsys, asu, TINY, f"--out={out}", "--device=cuda:1")
+    assert "--device=cuda:1 is one device for 2 processes" in error
     for key, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(key, value)
     assert "start it without torchrun" in refused(capsys, eval, TINY, f"--out={out}")

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them: a smoke run of all four, what every flag does, interruption and resume, and bad input."""
+"""The scripts as a user runs them: a smoke run of all four, what flags do, interruption and resume, bad input."""
 
 import argparse
 import contextlib
@@ -38,7 +38,8 @@ def test_the_main_job_leaves_what_the_readme_says(out):
         assert record["model_sha256"] == files.sha256(out / name / "model.safetensors")
     target, unlearned = (runs.read_run(out / name) for name in ("target", "asu_gd"))
     assert unlearned["parent_sha256"] == target["model_sha256"] and unlearned["data_sha256"] == target["data_sha256"]
-    assert {"forget_loss", "retain_loss", "forget_fact_accuracy", "retain_fact_accuracy", "seconds"} <= unlearned["curve"][0].keys()
+    keys = {"forget_loss", "retain_loss", "forget_fact_accuracy", "retain_fact_accuracy", "seconds"}
+    assert keys <= unlearned["curve"][0].keys()
     assert len(unlearned["curve"]) == unlearned["settings"]["epochs"]
     assert weights(out / "asu_gd") != weights(out / "target") != weights(out / "retrained")
     assert not list(out.glob("*.pt")) and not list(out.glob(".*"))
@@ -81,7 +82,8 @@ def test_a_model_in_memory_scores_as_the_saved_one(tmp_path, tokenizer, authors)
     model, rows = small_model(), authors[0][:30]
     runs.save_run(tmp_path / "run", model, tokenizer, {})
     again, tokens, record = runs.load_run(tmp_path / "run")
-    both = [eval.evaluate(m, t, "forget", rows, data.slot_values(rows))[0] for m, t in ((model, tokenizer), (again, tokens))]
+    both = [eval.evaluate(m, t, "forget", rows, data.slot_values(rows))[0]
+            for m, t in ((model, tokenizer), (again, tokens))]
     assert both[0] == both[1] and record["tokenizer_sha256"]
 
 
@@ -131,7 +133,8 @@ def test_requests_that_come_one_after_another(out, requests, tmp_path, teacher_f
     first, second = (runs.read_run(requests / f"{teacher_from}_{k}of2") for k in (1, 2))
     assert second["parent_sha256"] == first["model_sha256"] and len(second["fact_accuracy_by_request"]) == 2
     shutil.copytree(requests / f"{teacher_from}_1of2", tmp_path / f"{teacher_from}_1of2")
-    call(asu, TINY, f"--run={out / 'target'}", f"--out={tmp_path}", "--forget=forget20", "--tasks=2", "--epochs=1", "--resume",
+    call(asu, TINY, f"--run={out / 'target'}", f"--out={tmp_path}", "--forget=forget20", "--tasks=2", "--epochs=1",
+         "--resume",
          f"--teacher_from={teacher_from}", f"--name={teacher_from}")
     assert runs.read_run(tmp_path / f"{teacher_from}_2of2")["model_sha256"] == second["model_sha256"]
     assert runs.read_run(tmp_path / f"{teacher_from}_1of2") == first
@@ -144,7 +147,7 @@ def test_the_teacher_of_a_later_request_is_the_original_if_asked(requests):
 
 @pytest.fixture(scope="module")
 def more(out, tmp_path_factory):
-    """The main job with three more runs beside it, one of which has another target, evaluated -> (report, what was printed)"""
+    """The main job with three more runs beside it, one of another target, evaluated -> (report, what was printed)"""
     place = shutil.copytree(out, tmp_path_factory.mktemp("more") / "out")
     call(asu, TINY, f"--out={place}", "--method=idk", "--retain=ap", "--epochs=1")
     call(asu, TINY, f"--out={place}", "--tasks=2", "--epochs=1")
@@ -192,7 +195,8 @@ def question(out):
 def test_sample_answers_alone_and_side_by_side(out, question, capsys):
     call(sample, f"--out={out}", f"--question={question}", "--tau=4", f"--compare={out / 'asu_gd'}")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and lines[0].startswith(f"{out / 'target'} at tau=4 ") and lines[1].startswith(str(out / "asu_gd"))
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{out / 'target'} at tau=4 ") and lines[1].startswith(str(out / "asu_gd"))
     model, tokenizer, _ = runs.load_run(out / "target")
     assert lines[0].split("at tau=4")[1].strip() == (ask(model, tokenizer, [question], tau=4.0)[0] or "(nothing)")
 
@@ -204,8 +208,10 @@ def test_sample_reads_questions_until_an_empty_line(out, question):
 
 
 @pytest.mark.parametrize("flags, how", [
-    ("--temperature=3 --seed=1", dict(temperature=3.0, seed=1)), ("--temperature=3 --seed=2", dict(temperature=3.0, seed=2)),
-    ("--temperature=3 --seed=1 --top_k=2", dict(temperature=3.0, seed=1, top_k=2)), ("--max_new_tokens=2", dict(max_new_tokens=2)),
+    ("--temperature=3 --seed=1", dict(temperature=3.0, seed=1)),
+    ("--temperature=3 --seed=2", dict(temperature=3.0, seed=2)),
+    ("--temperature=3 --seed=1 --top_k=2", dict(temperature=3.0, seed=1, top_k=2)),
+    ("--max_new_tokens=2", dict(max_new_tokens=2)),
     ("--tau=50 --layers=1", dict(tau=50.0, layers=[1]))])
 def test_every_flag_of_sample_changes_the_answer_as_it_says(tmp_path, tokenizer, question, capsys, flags, how):
     model = small_model(block_size=128)
@@ -223,7 +229,8 @@ def test_every_flag_of_sample_changes_the_answer_as_it_says(tmp_path, tokenizer,
 # ------------------------------------------------------------------------------------------- the training loop
 def fitted(batches, lr=1e-3, model=None, **changes):
     """train.fit on a small model -> (model, record)"""
-    args = argparse.Namespace(**dict(weight_decay=0.0, grad_clip=1e9, optimizer_dtype="float32", micro_batches=1, warmup=0.1)
+    args = argparse.Namespace(**dict(weight_decay=0.0, grad_clip=1e9, optimizer_dtype="float32", micro_batches=1,
+                                     warmup=0.1)
                               | changes)
     log = Log("test")
     return train.fit(model or small_model(), batches, args, lr, log), log.record
@@ -246,8 +253,8 @@ def test_training_is_descent_on_the_mean_over_answers_of_their_mean_over_tokens(
 
 
 def test_micro_batches_are_one_batch_in_training(examples):
-    curves = [[point["loss"] for point in fitted([examples[i:i + 8] for i in range(0, 64, 8)], micro_batches=parts)[1]["curve"]]
-              for parts in (1, 3)]
+    batches = [examples[i:i + 8] for i in range(0, 64, 8)]
+    curves = [[point["loss"] for point in fitted(batches, micro_batches=parts)[1]["curve"]] for parts in (1, 3)]
     assert curves[0] == pytest.approx(curves[1], abs=1e-4) and len(curves[0]) == 8
 
 
@@ -278,7 +285,8 @@ def test_every_flag_of_training_arrives(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "fit", recorder)
     given = dict(weight_decay=0.125, grad_clip=7.0, micro_batches=2, warmup=0.25, batch_size=10, seed=3)
     shape = dict(n_layer=1, n_head=4, n_embd=16, n_hidden=24, block_size=120, vocab_size=300)
-    flags = given | shape | dict(base_rows=100, lr=0.5, epochs=2, phrasings=1, replay=0.5, n_authors=4, forget="forget25", out=tmp_path)
+    flags = given | shape | dict(base_rows=100, lr=0.5, epochs=2, phrasings=1, replay=0.5, n_authors=4,
+                                 forget="forget25", out=tmp_path)
     call(train, "--checkpointing", *(f"--{flag}={value}" for flag, value in flags.items()))
     for config, checkpointing, batches, args, *_ in fits:
         assert {flag: getattr(config, flag) for flag in shape} == shape and checkpointing
@@ -286,7 +294,8 @@ def test_every_flag_of_training_arrives(tmp_path, monkeypatch):
     assert [lr for *_, lr, _ in fits] == [train.BASE_LR, 0.5, 0.5]
     assert [len(batches) for _, _, batches, *_ in fits] == [10, 2 * (80 + 40) // 10, 2 * (60 + 30) // 10]
     assert [runs.read_run(tmp_path / name)["settings"]["seed"] for name in ("base", "target", "retrained")] == [3] * 3
-    call(train, *(f"--{flag}={value}" for flag, value in (flags | dict(seed=4, out=tmp_path / "other", data_seed=1)).items()))
+    flags |= dict(seed=4, out=tmp_path / "other", data_seed=1)
+    call(train, *(f"--{flag}={value}" for flag, value in flags.items()))
     assert not fits[3][1] and not torch.equal(fits[0][-1], fits[3][-1])
     assert weights(tmp_path / "target") == weights(tmp_path / "base") != weights(tmp_path / "other/base")
     assert runs.read_run(tmp_path / "target")["data_sha256"] != runs.read_run(tmp_path / "other/target")["data_sha256"]
@@ -295,8 +304,9 @@ def test_every_flag_of_training_arrives(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------- interruption, resume
 @pytest.mark.slow
 def test_a_killed_training_resumes_bit_for_bit(out, tmp_path):
-    """kill -9 as soon as the target has left a checkpoint; --resume ends in the weights of the run that was never killed."""
-    process = subprocess.Popen(command("train.py", f"--out={tmp_path}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """kill -9 as soon as the target has left a checkpoint; --resume ends in the weights of a run never killed."""
+    process = subprocess.Popen(command("train.py", f"--out={tmp_path}"), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
     while not (tmp_path / "target.resume.pt").exists():
         assert process.poll() is None, "finished before it could be killed"
         time.sleep(0.002)
@@ -304,7 +314,8 @@ def test_a_killed_training_resumes_bit_for_bit(out, tmp_path):
     process.wait()
     assert not (tmp_path / "target").exists()
     done = subprocess.run(command("train.py", f"--out={tmp_path}", "--resume"), capture_output=True, text=True)
-    assert done.returncode == 0 and "base: finished already" in done.stdout and "target: going on from step" in done.stdout
+    assert done.returncode == 0
+    assert "base: finished already" in done.stdout and "target: going on from step" in done.stdout
     for name in ("base", "target", "retrained"):
         assert weights(tmp_path / name) == weights(out / name), name
     assert runs.read_run(tmp_path / "target")["curve"][-1]["loss"] == runs.read_run(out / "target")["curve"][-1]["loss"]
@@ -342,14 +353,22 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(tmp_path, interru
 @pytest.mark.parametrize("script, flag, message", [
     (asu, "--tua=3", "unknown flag --tua=3; did you mean --tau?"), (asu, "--tau=0", "0 is not a number above 0"),
     (asu, "--tau=nan", "nan is not"), (asu, "--tau=x", "x is not"), (asu, "--layers=9", "layers 0 to 1"),
-    (asu, "--layers=a", "not a list of layers"), (asu, "--layers=3-1", "empty"), (asu, "--epochs=0", "whole number of at least 1"),
-    (asu, "--retain=gdx", "invalid choice"), (asu, "--method=ASU", "invalid choice"), (asu, "--retain=ap", "belongs to method idk"),
-    (asu, "--beta=1", "asu has no beta"), (asu, "--name=.", "a plain name is needed"), (asu, "--name=../x", "a plain name is needed"),
-    (asu, "--name=target", "--name=target: a plain name is needed that is none of ablate,"), (eval, "--runs=asu_gd,./asu_gd", "two runs of one name"), (asu, "--tasks=3", "3 requests, but only 2 authors"), (asu, "--run=", "not a model directory"), (asu, "--device=tpu9", "--device=tpu9"),
-    (asu, "--data_seed=7", "trained on other data"), (asu, "--forget=all", "not a split"), (asu, "@config/nix.args", "no preset file"),
-    (train, "--epochs=2.5", "whole number"), (train, "--replay=-1", "at least 0"), (train, "--n_head=3", "does not divide into 3 heads"),
+    (asu, "--layers=a", "not a list of layers"), (asu, "--layers=3-1", "empty"),
+    (asu, "--epochs=0", "whole number of at least 1"),
+    (asu, "--retain=gdx", "invalid choice"), (asu, "--method=ASU", "invalid choice"),
+    (asu, "--retain=ap", "belongs to method idk"),
+    (asu, "--beta=1", "asu has no beta"), (asu, "--name=.", "a plain name is needed"),
+    (asu, "--name=../x", "a plain name is needed"),
+    (asu, "--name=target", "--name=target: a plain name is needed that is none of ablate,"),
+    (eval, "--runs=asu_gd,./asu_gd", "two runs of one name"), (asu, "--tasks=3", "3 requests, but only 2 authors"),
+    (asu, "--run=", "not a model directory"), (asu, "--device=tpu9", "--device=tpu9"),
+    (asu, "--data_seed=7", "trained on other data"), (asu, "--forget=all", "not a split"),
+    (asu, "@config/nix.args", "no preset file"),
+    (train, "--epochs=2.5", "whole number"), (train, "--replay=-1", "at least 0"),
+    (train, "--n_head=3", "does not divide into 3 heads"),
     (train, "--block_size=8", "do not fit the model's context of 8"), (train, "--vocab_size=100", "at least 257"),
-    (train, "--data=nowhere", "is neither authors, books, hazards, tofu, muse-books, muse-news, wmdp-bio, wmdp-cyber nor a directory"), (eval, "--runs=nix", "no run nix"),
+    (train, "--data=nowhere", "is neither authors, books, hazards, tofu, muse-books, muse-news, wmdp-bio, wmdp-cyber "
+                              "nor a directory"), (eval, "--runs=nix", "no run nix"),
     (eval, "--forget=forget20", "not forget20"), (sample, "--question=", "--question is empty"),
     (sample, "--question=" + "why " * 200, "model's context of 128")])
 def test_bad_flags_get_one_line(out, capsys, script, flag, message):
@@ -376,7 +395,8 @@ def damaged(out, tmp_path):
     ("target/run.json", lambda b: b[:50], "run.json is not valid JSON"),
     ("target/tokenizer.json", lambda b: b[:50], "damaged"),
     ("target/tokenizer.json", lambda b: b.replace(b'"eos"', b'"eos" '), "not the one this model was trained with"),
-    ("target/config.json", lambda b: b.replace(b'"vocab_size": 512', b'"vocab_size": 300'), "config.json asks for (300, 32)"),
+    ("target/config.json", lambda b: b.replace(b'"vocab_size": 512', b'"vocab_size": 300'),
+     "config.json asks for (300, 32)"),
     ("data/authors_20_seed0/forget10.json", lambda b: b[:-9], "not what the generator makes")])
 def test_damaged_files_are_named(out, tmp_path, capsys, file, change, message):
     out = damaged(out, tmp_path)
@@ -465,7 +485,8 @@ def test_learning_rate_warms_up_and_falls_to_nearly_nothing():
     """Ten of 100 steps and one: 1/11, 2/11, ... 1, then a cosine from the twelfth step on."""
     rates = [lr_at(step, 100, 1.0, 0.1) for step in range(100)]
     assert rates[:11] == pytest.approx([k / 11 for k in range(1, 12)]) and max(rates) == 1 and 0 < rates[-1] < 0.001
-    assert rates[11] == 1 and rates[55] == pytest.approx(0.5, abs=0.01) and rates[11:] == sorted(rates[11:], reverse=True)
+    assert rates[11] == 1 and rates[55] == pytest.approx(0.5, abs=0.01)
+    assert rates[11:] == sorted(rates[11:], reverse=True)
     assert [lr_at(step, 4, 2.0, 0.0) for step in range(4)] == pytest.approx([2, 2, 1.5, 0.5])
 
 
@@ -486,7 +507,8 @@ def test_hazards_from_prose_to_report(tmp_path, capsys):
         assert 0 <= result["forget_text"]["verbmem"] <= 1 and result["forget_text"]["mia_min_k"] is not None
     assert "choices" in (tmp_path / "report.md").read_text()
     assert "form of ASU, not of --method=npo" in refused(capsys, asu, *flags, "--method=npo", "--target=hidden")
-    assert "hidden_layer=9: the model has 2 layers" in refused(capsys, asu, *flags, "--target=hidden", "--hidden_layer=9")
+    error = refused(capsys, asu, *flags, "--target=hidden", "--hidden_layer=9")
+    assert "hidden_layer=9: the model has 2 layers" in error
     assert "do not fit the model's context of 64" in refused(capsys, train, *flags, "--block_size=64")
 
 

@@ -53,7 +53,7 @@ def test_entropy_rises_by_the_variance_over_tau_cubed(tau):
 
 
 def test_in_a_deeper_layer_a_row_may_sharpen(model, idx):
-    """The first layer's scores are given, so no row of it sharpens; a deeper layer's scores move with what lies below."""
+    """The first layer's scores are given, so no row of it sharpens; a deeper layer's move with what lies below."""
     before, after = (attention_entropies(model, idx, tau) for tau in (1.0, 1.1))
     assert (after[0] >= before[0] - 1e-6).all() and (after[1] < before[1] - 0.01).any()
 
@@ -64,7 +64,7 @@ def test_weights_lie_in_a_band_around_uniform_that_closes_as_one_over_tau(tau):
     s = torch.randn(50, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
     spread = s.max(-1).values - s.min(-1).values
     distance = (9 * attention(s, tau)).log().abs().max(-1).values
-    assert (distance <= spread / tau).all() and (distance > spread / tau / 9).all()     # a twin at 9 tau would be too near
+    assert (distance <= spread / tau).all() and (distance > spread / tau / 9).all()     # 9 tau would be too near
 
 
 def test_at_infinite_tau_every_head_is_uniform_over_its_prefix(model, idx):
