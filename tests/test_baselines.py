@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -205,6 +206,15 @@ def test_a_method_that_refuses_teaches_the_refusals_that_are_given(examples, met
     models = small_model(), unlearned(examples, method, refusals=REFUSALS[:1], epochs=5)[0]
     before, after = ([of(model, ids) for ids in ([5, 6, 7, 599], [15, 16, 17, 599])] for model in models)
     assert after[0] - before[0] > 1 + max(0, after[1] - before[1])
+
+
+def test_each_example_is_refused_in_answer_to_its_own_question(examples):
+    made = asu.with_refusals(examples, baselines.idk, REFUSALS, random.Random(0))
+    for example, e in zip(examples, made, strict=True):
+        assert (e.prompt, e.answer) == (example.prompt, example.answer)
+        assert e.refusal.prompt == example.prompt and e.refusal.answer in REFUSALS
+    assert len({tuple(e.refusal.answer) for e in made}) == len(REFUSALS)
+    assert asu.with_refusals(examples, asu.asu, REFUSALS, random.Random(0)) is examples
 
 
 @pytest.mark.parametrize("method, retain_loss", [("idk", "ap"), ("rmu", "hidden")])

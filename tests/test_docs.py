@@ -62,6 +62,7 @@ def test_what_the_readme_quotes_from_asu_stands_there():
             at = ours.index(line.strip(), at) + 1
 
 
+@pytest.mark.slow
 def test_a_loss_is_added_as_the_readme_says(out, tmp_path):
     [code] = [code for _, code in blocks(README) if code.endswith('LOSSES["unlikelihood"] = unlikelihood\n')]
     for item in [*HOME.glob("*.py"), HOME / "config", HOME / "experiments"]:

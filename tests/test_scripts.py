@@ -158,20 +158,24 @@ def more(out, tmp_path_factory):
     return json.loads((place / "report.json").read_text()), printed.getvalue()
 
 
+@pytest.mark.slow
 def test_another_method_on_the_same_loop_stands_in_the_report(more):
     names = list(more[0]["runs"])
     assert names[-1] == "idk_ap" and len([name for name in names if name.startswith("teacher")]) == 1
 
 
+@pytest.mark.slow
 def test_every_request_has_its_row(more):
     """The parent of the second request is the first, whose parent is the target."""
     assert {"asu_gd_1of2", "asu_gd_2of2"} < more[0]["runs"].keys()
 
 
+@pytest.mark.slow
 def test_a_run_of_another_target_is_left_out_and_said_so(more):
     assert "left out: asu_gd was unlearned from another model" in more[1] and "asu_gd" not in more[0]["runs"]
 
 
+@pytest.mark.slow
 def test_eval_measures_the_runs_and_as_many_rows_as_it_is_told(out, more, tmp_path):
     assert set(more[0]["data"]["questions"].values()) == {3}
     shutil.copytree(out, tmp_path / "out")
@@ -201,6 +205,7 @@ def test_sample_answers_alone_and_side_by_side(out, question, capsys):
     assert lines[0].split("at tau=4")[1].strip() == (ask(model, tokenizer, [question], tau=4.0)[0] or "(nothing)")
 
 
+@pytest.mark.slow
 def test_sample_reads_questions_until_an_empty_line(out, question):
     done = subprocess.run([sys.executable, HOME / "sample.py", f"--out={out}"], input=f"{question}\n{question}\n\n",
                           capture_output=True, text=True)

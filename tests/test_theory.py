@@ -133,6 +133,7 @@ def descend(model, examples, method, steps=150):
     return losses, norms
 
 
+@pytest.mark.slow
 def test_asu_comes_to_rest_and_gradient_ascent_does_not(memoriser, examples):
     losses, norms = descend(memoriser, examples[:8], "asu")
     assert min(losses) >= 0 and losses[-1] < losses[0] / 50 and norms[-1] < norms[0] / 20
