@@ -375,6 +375,13 @@ def test_membership_attacks_tell_seen_from_unseen():
     assert set(eval.membership(seen, unseen).values()) == {1.0} and set(eval.membership(unseen, seen).values()) == {0.0}
 
 
+def test_each_attack_looks_at_its_own_numbers():
+    """Nine tokens: Min-k% takes the lowest 0.4 * 9 = 3, -2 against -2.17; one token, four, or all would say the opposite."""
+    seen = [{"logp": np.array([0, -1, 0, -4, -1, 0, -1, 0, 0.0]), "z": np.ones(9)}]
+    unseen = [{"logp": np.array([-3, 0, 0, -3, 0, -0.5, 0, 0, 0.0]), "z": np.ones(9)}]
+    assert eval.membership(seen, unseen) == {"mia_loss": 0, "mia_min_k": 1, "mia_min_k_pp": 0.5}
+
+
 def test_a_perfect_and_a_random_model_on_a_question_set(tokenizer, authors, monkeypatch):
     """Perfect answers score 1; the untrained model's do not. Answers are put in, so the truth is known."""
     rows = authors[0][:20]

@@ -107,17 +107,22 @@ def test_it_asks_the_same_about_others_in_question_and_answer(model, tokenizer, 
 
 
 def test_the_facts_of_each_set_are_told_by_the_people_it_can_be_compared_with(model, tokenizer, monkeypatch):
-    """On forget and retain those of the training questions, elsewhere those of the whole set; passages stay as they are."""
+    """On forget and retain those of the training questions, elsewhere those of the whole set; passages stay as they
+    are."""
     asked = []
-    monkeypatch.setattr(facts, "find_facts", lambda model, tokenizer, rows, others: asked.append((rows, others)) or ["found"])
+
+    def find_facts(model, tokenizer, rows, others):
+        asked.append((rows, others))
+        return ["found"]
+    monkeypatch.setattr(facts, "find_facts", find_facts)
     forget, retain, world, passage = ([{"question": q}] for q in ("forget?", "retain?", "world?", ""))
     sets = {"forget": forget * 2, "retain": retain * 2, "world": world * 2, "forget_text": passage}
     some = {part: rows[:1] for part, rows in sets.items()}
     for trained in ((forget, retain), (passage, passage)):
         asked.clear()
         rows = data.DataSet("", *trained, sets, [], "")
-        assert facts.find_in_sets(model, tokenizer, some, rows) == dict.fromkeys(("forget", "retain", "world"), ["found"]) | {
-            "forget_text": passage}
+        assert facts.find_in_sets(model, tokenizer, some, rows) == {
+            "forget": ["found"], "retain": ["found"], "world": ["found"], "forget_text": passage}
         people = forget + retain if trained[0] is forget else sets["forget"] + sets["retain"]
         assert asked == [(forget, people), (retain, people), (world, sets["world"])]
 
