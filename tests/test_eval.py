@@ -359,6 +359,8 @@ def test_aggregate_flags_over_unlearning_and_halves_the_gap():
     assert result["gap_forget"] == pytest.approx(0.2) and result["gap_retain"] == pytest.approx(0.05)
     assert result["gap_to_retrain"] == pytest.approx(0.125) and result["over_unlearned"]
     assert not eval.aggregate(*high, gold)["over_unlearned"]
+    low[1]["forget"]["probability"] = np.array([0.0, 0.9] * 25)         # 0.05 below on average, but by chance
+    assert not eval.aggregate(*low, gold)["over_unlearned"]
     alone = eval.aggregate(*high, None)
     assert alone["gap_to_retrain"] is None and alone["model_utility_lite"] > 0
 
@@ -376,7 +378,7 @@ def test_membership_attacks_tell_seen_from_unseen():
 
 
 def test_each_attack_looks_at_its_own_numbers():
-    """Nine tokens: Min-k% takes the lowest 0.4 * 9 = 3, -2 against -2.17; one token, four, or all would say the opposite."""
+    """Nine tokens: Min-k% takes the lowest 0.4 * 9 = 3, -2 against -2.17; one, four, or all would say the opposite."""
     seen = [{"logp": np.array([0, -1, 0, -4, -1, 0, -1, 0, 0.0]), "z": np.ones(9)}]
     unseen = [{"logp": np.array([-3, 0, 0, -3, 0, -0.5, 0, 0, 0.0]), "z": np.ones(9)}]
     assert eval.membership(seen, unseen) == {"mia_loss": 0, "mia_min_k": 1, "mia_min_k_pp": 0.5}

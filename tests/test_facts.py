@@ -106,6 +106,31 @@ def test_it_asks_the_same_about_others_in_question_and_answer(model, tokenizer, 
     assert facts.find_facts(model, tokenizer, rows[:1])[0]["found"] == []       # nobody else is there
 
 
+def test_a_token_is_held_against_the_mean_of_what_it_is_about_others(model, tokenizer, monkeypatch):
+    """Nats of two words in the true text, and about two others: "from" gains 0.65, "Lima" 1.35."""
+    names, gains = ("Ada Ash", "Otto Wood", "Eve Moss"), {"from": (-1.0, -1.5, -1.8), "Lima": (-1.0, -1.2, -3.5)}
+    rows = [data.complete({"question": f"Where was {name} born?", "answer": f"{name} is from Lima."}, name, "here")
+            for name in names]
+
+    def token_logp(model, tokenizer, pairs):
+        values = []
+        for _, answer in pairs:
+            text, who = tokenizer.answer.format(answer=answer), [name in answer for name in names].index(True)
+            spans = tokenizer.offsets(text)[1]
+            numbers = [0.0] * len(spans) + [0.0]                                    # EOS
+            for word, nats in gains.items():
+                at = text.index(word)
+                for i, (start, end) in enumerate(spans):
+                    if at < end and start < at + len(word):
+                        numbers[i] = nats[who]
+            values.append(numbers)
+        return values
+    monkeypatch.setattr(facts, "token_logp", token_logp)
+    assert facts.find_facts(model, tokenizer, rows[:1], rows[1:])[0]["found"] == ["Lima"]
+    monkeypatch.setitem(gains, "Lima", (-1.0, -3.5, -1.2))
+    assert facts.find_facts(model, tokenizer, rows[:1], rows[1:])[0]["found"] == ["Lima"]
+
+
 def test_the_facts_of_each_set_are_told_by_the_people_it_can_be_compared_with(model, tokenizer, monkeypatch):
     """On forget and retain those of the training questions, elsewhere those of the whole set; passages stay as they
     are."""
