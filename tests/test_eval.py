@@ -370,6 +370,8 @@ def test_bootstrap_interval_of_a_mean():
     flips = np.arange(200) % 2
     low, high = eval.bootstrap(lambda draw: flips[draw(200)].mean())
     assert low == pytest.approx(0.5 - 0.069, abs=0.015) and high == pytest.approx(0.5 + 0.069, abs=0.015)
+    numbers = iter(range(1000))                                     # of 0 to 999, a fortieth below and a fortieth above
+    assert eval.bootstrap(lambda draw: next(numbers)) == pytest.approx([999 / 40, 999 - 999 / 40])
 
 
 def test_membership_attacks_tell_seen_from_unseen():

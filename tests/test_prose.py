@@ -115,13 +115,15 @@ def test_choices_by_hand():
 
 def test_rouge_f1_by_hand():
     """Longest common subsequence "the river" of 2 words: recall 2/4, precision 2/3."""
-    assert eval.rouge_l_f1("the cold river", "the river runs deep") == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    f1 = 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)
+    assert eval.rouge_l_f1("the cold river", "the river runs deep") == pytest.approx(f1)
 
 
 def test_verbmem_is_that_of_the_greedy_continuation_of_a_quarter(tokenizer):
     """Against generate() one passage at a time; and 1 for the text a model would say."""
     model = small_model(block_size=128)
-    rows = [{"question": "", "answer": text} for text in ("The town lies on the river and sells its wool there.", "Bells rang from every hill.")]
+    texts = ("The town lies on the river and sells its wool there.", "Bells rang from every hill.")
+    rows = [{"question": "", "answer": text} for text in texts]
     metrics, values, answers = eval.evaluate_text(model, tokenizer, "forget_text", rows)
     for row, answer, value in zip(rows, answers, values["verbmem"]):
         ids = tokenizer.encode_answer(row["answer"])[:-1]
@@ -133,3 +135,19 @@ def test_verbmem_is_that_of_the_greedy_continuation_of_a_quarter(tokenizer):
             -1, torch.tensor([[*ids, tokenizer.eos_id]]).T).mean()
         assert np.exp(-nll.item()) == pytest.approx(values["probability"][rows.index(row)], rel=1e-4)
     assert metrics["nll"] == pytest.approx(-np.log(values["probability"]).mean(), rel=1e-5)
+
+
+def test_what_is_reported_of_two_passages_by_hand(tokenizer, monkeypatch):
+    """The first is continued by all four words and four more, F1 = 8 / 12; the second by none."""
+    rows = [{"question": "", "answer": text} for text in ("Bells rang from every hill.", "The town sells wool.")]
+    said = ["rang from every hill and then some more", "xyzzy"], ["rang from every hill", "sells wool"]
+    monkeypatch.setattr(eval, "continued", lambda *args, **kw: said)
+    model = small_model(block_size=128)
+    metrics, values, answers = eval.evaluate_text(model, tokenizer, "forget_text", rows)
+    losses = [-s["logp"].mean() for s in eval.score(model, tokenizer, [("", row["answer"]) for row in rows])]
+    assert answers == said[0] and values["verbmem"] == pytest.approx([8 / 12, 0]) and losses[0] != losses[1]
+    assert metrics["verbmem"] == pytest.approx(4 / 12) and metrics["nll"] == pytest.approx(sum(losses) / 2)
+    assert metrics["n"] == 2 and metrics["probability"] == pytest.approx(np.exp(-np.array(losses)).mean())
+    metrics, values, answers = eval.evaluate_text(model, tokenizer, "general", rows)
+    assert metrics == {"n": 2, "nll": pytest.approx(sum(losses) / 2)} and values["nll"] == pytest.approx(losses)
+    assert answers == [row["answer"] for row in rows]
