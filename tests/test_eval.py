@@ -122,10 +122,10 @@ def two(tokenizer, authors):
 
 
 @torch.no_grad()
-def logp(model, tokenizer, question, answer):
+def logp(model, tokenizer, question, answer, tau=1.0):
     """-> log-probabilities (T, V) of the answer's tokens and EOS, and their ids (T,), of one pair."""
     e = data.encode(tokenizer, question, answer)
-    logits = model(torch.tensor([e.prompt + e.answer[:-1]]))[0, len(e.prompt) - 1:]
+    logits = model(torch.tensor([e.prompt + e.answer[:-1]]), tau)[0, len(e.prompt) - 1:]
     return logits.log_softmax(-1), torch.tensor(e.answer)
 
 
@@ -263,6 +263,21 @@ def test_what_measure_adds_attacks_intervals_and_short_answers(two, tokenizer, a
     assert result["forget_text"]["ci95"].keys() == {"verbmem", "probability"}
     text = eval.measure(model, tokenizer, sets, passages, data.slot_values(rows), {})[0]
     assert text["forget_text"]["mia_loss"] == 0.5 and "mia_loss" not in text["forget"]          # against itself
+
+
+def test_the_curves_over_tau_are_of_the_smoothed_model(two, tokenizer):
+    model, rows = two
+    curves = eval.tau_curves(model, tokenizer, {"forget": rows, "retain": rows[:1]})
+    for part, asked in (("forget", rows), ("retain", rows[:1])):
+        for i, tau in enumerate(curves["tau"]):
+            losses = {data.FACT: [], data.FUNCTION: [], data.NAME: []}
+            for row in asked:
+                values, ids = logp(model, tokenizer, row["question"], row["answer"], tau)
+                for t, kind in enumerate(data.token_classes(tokenizer, row["answer"], row["facts"], row["author"])):
+                    losses[kind].append(-float(values[t, ids[t]]))
+            assert curves[f"{part}_fact_nll"][i] == pytest.approx(np.mean(losses[data.FACT]), rel=1e-4)
+            assert curves[f"{part}_function_nll"][i] == pytest.approx(np.mean(losses[data.FUNCTION]), rel=1e-4)
+    assert curves["tau"][0] == 1 and len(set(curves["forget_fact_nll"])) == len(curves["tau"])
 
 
 def test_what_compare_adds_by_hand():
