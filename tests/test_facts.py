@@ -128,6 +128,7 @@ def test_a_token_is_held_against_the_mean_of_what_it_is_about_others(model, toke
     monkeypatch.setattr(facts, "token_logp", token_logp)
     assert facts.find_facts(model, tokenizer, rows[:1], rows[1:])[0]["found"] == ["Lima"]
     monkeypatch.setitem(gains, "Lima", (-1.0, -3.5, -1.2))
+    rows[0] |= {key: rows[0][key] * 2 for key in ("questions", "answers")}          # found twice, named once
     assert facts.find_facts(model, tokenizer, rows[:1], rows[1:])[0]["found"] == ["Lima"]
 
 
