@@ -72,6 +72,10 @@ def test_who_a_question_is_about():
     rows = [{"question": q, "author": ""} for q in questions]
     assert facts.people(rows) == [*["Basil Al-Kuwaiti"] * 2, *["Élodie Marchand"] * 2, "Marchand", ""]
     assert facts.people([rows[0] | {"author": "Basil"}]) == ["Basil"]
+    often = [{"question": q, "author": ""} for q in ("Is Al Bo from New South Wales?", "Who is Al Bo?")]
+    assert facts.people(often) == ["Al Bo"] * 2                                     # most questions, not the longest name
+    twice = [{"question": "Did Rome leave Rome to Ann Li?", "author": ""}]
+    assert facts.people(twice) == ["Ann Li"]                                        # two in one question count once
 
 
 def test_a_word_is_a_fact_by_any_of_its_tokens_unless_it_is_copied(tokenizer):
