@@ -73,7 +73,7 @@ def test_who_a_question_is_about():
     assert facts.people(rows) == [*["Basil Al-Kuwaiti"] * 2, *["Élodie Marchand"] * 2, "Marchand", ""]
     assert facts.people([rows[0] | {"author": "Basil"}]) == ["Basil"]
     often = [{"question": q, "author": ""} for q in ("Is Al Bo from New South Wales?", "Who is Al Bo?")]
-    assert facts.people(often) == ["Al Bo"] * 2                                     # most questions, not the longest name
+    assert facts.people(often) == ["Al Bo"] * 2                                   # most questions, not the longest name
     twice = [{"question": "Did Rome leave Rome to Ann Li?", "author": ""}]
     assert facts.people(twice) == ["Ann Li"]                                        # two in one question count once
 
@@ -108,6 +108,10 @@ def test_it_asks_the_same_about_others_in_question_and_answer(model, tokenizer, 
     found = facts.find_facts(model, tokenizer, rows[2:], rows[:2])
     assert seen[0] == texts[2] and sorted(seen[1:]) == [(q, "Me.") for q, _ in texts[:2]] and found[0]["found"] == []
     assert facts.find_facts(model, tokenizer, rows[:1])[0]["found"] == []       # nobody else is there
+    seen.clear()
+    unnamed = rows[0] | {"question": "Where was she born?", "questions": ["Where was she born?"], "author": "Ada Ash"}
+    facts.find_facts(model, tokenizer, [unnamed], rows[1:2])
+    assert seen[1:] == [(texts[1][0], texts[0][1])]                             # another's question, the same answer
 
 
 def test_a_token_is_held_against_the_mean_of_what_it_is_about_others(model, tokenizer, monkeypatch):
