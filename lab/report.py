@@ -1,6 +1,7 @@
 """How eval.py shows its numbers: Markdown tables, one question with every model's answer, and three figures."""
 
 import io
+import json
 import textwrap
 
 import matplotlib
@@ -21,19 +22,22 @@ TABLES = {      # title -> columns: heading, where in a run's result, metric
     "Passages and options": (
         ("choices", "forget", "choice_accuracy"), ("retain", "retain", "choice_accuracy"),
         ("VerbMem", "forget_text", "verbmem"), ("retain", "retain_text", "verbmem"), ("KnowMem", "forget", "knowmem"),
-        ("retain", "retain", "knowmem"), ("PrivLeak", "forget_text", "privleak"), ("Min-k%", "forget_text", "mia_min_k"),
-        ("NLL", "forget_text", "nll"), ("retain", "retain_text", "nll"), ("general", "general", "nll"), ("seconds", "cost", "seconds")),
+        ("retain", "retain", "knowmem"), ("PrivLeak", "forget_text", "privleak"),
+        ("Min-k%", "forget_text", "mia_min_k"), ("NLL", "forget_text", "nll"),
+        ("retain", "retain_text", "nll"), ("general", "general", "nll"),
+        ("seconds", "cost", "seconds")),
     "On the forget set": (
-        ("probability", "forget", "probability"), ("ROUGE-L", "forget", "rouge_l"), ("entropy", "forget", "token_entropy"),
-        ("fact NLL", "forget", "fact_nll"), ("function NLL", "forget", "function_nll"),
-        ("similarity", "forget", "cosine_similarity"), ("entailed", "forget", "entailment"),
-        ("EM", "forget", "exact_memorization"), ("EM facts", "forget", "exact_memorization_facts"),
-        ("fact rank", "forget", "fact_rank_median"), ("ES", "forget", "extraction_strength"),
-        ("MIA loss", "forget", "mia_loss"), ("Min-k%", "forget", "mia_min_k"), ("Min-k%++", "forget", "mia_min_k_pp"),
-        ("PrivLeak", "forget", "privleak")),
+        ("probability", "forget", "probability"), ("ROUGE-L", "forget", "rouge_l"),
+        ("entropy", "forget", "token_entropy"), ("fact NLL", "forget", "fact_nll"),
+        ("function NLL", "forget", "function_nll"), ("similarity", "forget", "cosine_similarity"),
+        ("entailed", "forget", "entailment"), ("EM", "forget", "exact_memorization"),
+        ("EM facts", "forget", "exact_memorization_facts"), ("fact rank", "forget", "fact_rank_median"),
+        ("ES", "forget", "extraction_strength"), ("MIA loss", "forget", "mia_loss"), ("Min-k%", "forget", "mia_min_k"),
+        ("Min-k%++", "forget", "mia_min_k_pp"), ("PrivLeak", "forget", "privleak")),
     "On the retain set": (
-        ("probability", "retain", "probability"), ("ROUGE-L", "retain", "rouge_l"), ("truth r.", "retain", "truth_ratio"),
-        ("entropy", "retain", "token_entropy"), ("coherence", "retain", "coherence"), ("fact NLL", "retain", "fact_nll"),
+        ("probability", "retain", "probability"), ("ROUGE-L", "retain", "rouge_l"),
+        ("truth r.", "retain", "truth_ratio"), ("entropy", "retain", "token_entropy"),
+        ("coherence", "retain", "coherence"), ("fact NLL", "retain", "fact_nll"),
         ("function NLL", "retain", "function_nll"), ("similarity", "retain", "cosine_similarity"),
         ("entailed", "retain", "entailment"), ("EM", "retain", "exact_memorization"),
         ("ES", "retain", "extraction_strength")),
@@ -42,50 +46,74 @@ TABLES = {      # title -> columns: heading, where in a run's result, metric
         ("FQ D", "aggregate", "forget_quality_d"), ("FQ n", "aggregate", "forget_quality_n"),
         ("FQ p", "aggregate", "forget_quality_p"), ("MU-lite", "aggregate", "model_utility_lite"),
         ("FE-lite", "aggregate", "forget_efficacy_lite"), ("MU", "aggregate", "model_utility"),
-        ("FE", "aggregate", "forget_efficacy"), ("MU TOFU", "aggregate", "model_utility_tofu"), ("peak MB", "cost", "peak_mb"), ("tokens", "cost", "tokens")),
+        ("FE", "aggregate", "forget_efficacy"), ("MU TOFU", "aggregate", "model_utility_tofu"),
+        ("peak MB", "cost", "peak_mb"), ("tokens", "cost", "tokens")),
 }
 
 
+def tables(runs, metrics):
+    """-> {title: Markdown}, those of TABLES that have something to show.
+
+    metrics: names of the metrics of a question set; one that no column shows gets its own, on forget and on retain."""
+    texts, shown = {}, {(part, key) for columns in TABLES.values() for _, part, key in columns}
+    for title, columns in TABLES.items():
+        for part in ("forget", "retain"):
+            if title == f"On the {part} set":
+                columns = [*columns, *((name, part, name) for name in metrics if (part, name) not in shown)]
+        if text := table(runs, columns):
+            texts[title] = text
+    return texts
+
+
 def table(runs, columns):
-    """Markdown table of {run: result}, padded so that it also reads in a terminal. Columns that no run has are left out; "" without any."""
-    columns = [c for c in columns if any(result.get(c[1], {}).get(c[2]) is not None for result in runs.values())]
+    """Markdown table of {run: result}, padded so that it also reads in a terminal; "" without any columns.
+
+    columns: as in TABLES; those that no run has are left out."""
+    columns = [(heading, part, key) for heading, part, key in columns
+               if any(result.get(part, {}).get(key) is not None for result in runs.values())]
     if {part for _, part, _ in columns} <= {"cost"}:
         return ""
-
-    def cell(value):
-        if value is None:
-            return "-"
-        if abs(value) >= 10 or isinstance(value, int):
-            return f"{value:.0f}"
-        return f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
-    lines = [["run", *(heading for heading, *_ in columns)]]
+    lines = [["run", *(heading for heading, _, _ in columns)]]
     for name, result in runs.items():
         flag = " (over-unlearned)" if result["aggregate"].get("over_unlearned") else ""
         lines.append([name + flag, *(cell(result.get(part, {}).get(key)) for _, part, key in columns)])
     return markdown(lines)
 
 
+def cell(value):
+    """A number as tables show it: cell(0.1234) -> "0.123", cell(0.0002) -> "2e-04", cell(12.3) -> "12"."""
+    if value is None:
+        return "-"
+    if abs(value) >= 10 or isinstance(value, int):
+        return f"{value:.0f}"
+    return f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
+
+
 def markdown(lines):
-    """Lists of cells, the headings first -> a Markdown table, padded."""
+    """Lists of cells, the headings first -> a Markdown table, padded; the first column left, the others right."""
     widths = [max(map(len, column)) for column in zip(*lines)]
-    lines = ["| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))) + " |"
-             for line in lines]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 1) + ":" if i else "-" * (w + 2) for i, w in enumerate(widths)) + "|",
-                      *lines[1:]])
+    rule = "|".join("-" * (width + 1) + ":" if i else "-" * (width + 2) for i, width in enumerate(widths))
+    texts = []
+    for line in lines:
+        padded = [text.rjust(width) if i else text.ljust(width) for i, (text, width) in enumerate(zip(line, widths))]
+        texts.append(f"| {' | '.join(padded)} |")
+    return "\n".join([texts[0], f"|{rule}|", *texts[1:]])
 
 
 def one_of_each(sets, answers):
     """The first question of each set, its true answer, and every model's -> text."""
-    blocks = []
-    for name, rows in sets.items():
-        row = rows[0]
-        if name == "general":                                       # nothing is said there
+    width, blocks = max(map(len, [*answers, "truth"])), []
+    for part, rows in sets.items():
+        if part == "general":                                       # nothing is said there
             continue
-        width = max(map(len, [*answers, "truth"]))
-        truth = row["answer"] if row["question"] else f"... {row['answer'][len(row['answer']) // 4:]}"
-        blocks.append("\n".join([f"{name}: {row['question'] or row['answer'][:len(row['answer']) // 4] + ' ...'}",
-                                 *(f"  {run:{width}}  {textwrap.shorten(text, 160, placeholder=' ...') or '(nothing)'}" for run, text in
-                                   [("truth", truth), *((run, a[name][0]) for run, a in answers.items())])]))
+        question, truth = rows[0]["question"], rows[0]["answer"]
+        if not question:                                            # a passage, of which a quarter is given
+            given = len(truth) // 4
+            question, truth = truth[:given] + " ...", "... " + truth[given:]
+        lines = [f"{part}: {question}"]
+        for run, text in [("truth", truth), *((run, texts[part][0]) for run, texts in answers.items())]:
+            lines.append(f"  {run:{width}}  {textwrap.shorten(text, 160, placeholder=' ...') or '(nothing)'}")
+        blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
@@ -101,7 +129,28 @@ cosine similarity and entailment (MU), 1 - entailment (FE) beside those. MU TOFU
 retain, real authors and world. Choices: the right option likelier than all others; chance is one in their number. VerbMem: ROUGE-L
 F1 of the continuation of a passage of which a quarter is given; KnowMem: of the answer to a question about it; general: NLL of
 plain sentences, nats a token. Entailed: on forget the truth by the answer, elsewhere the answer by the truth. Seconds: of
-this run alone, its parents not counted. 95% intervals (bootstrap over questions) are in report.json."""
+this run alone, its parents not counted. 95% intervals (bootstrap over questions) are in report.json."""  # noqa: E501  (lines of the report)
+
+
+def write_report(out, about, results, records, curves, examples, metrics):
+    """Write report.json, report.md and the figures of eval.py. -> the summary
+
+    about: what was measured; results: {run: result} after eval.compare; records: {run: run.json}; curves: of
+    lab/scores.tau_curves, or None; examples: the text of one_of_each; metrics: see tables."""
+    text = tables(results, metrics)
+    summary = "\n\n".join(text.pop(title) for title in ("Summary", "Passages and options") if title in text)
+    if any(result["forget"]["fact_accuracy"] is not None for result in results.values()):
+        plot_tradeoff(results, out / "tradeoff.png")
+    if any(len(record.get("curve", [])) > 1 for record in records.values()):
+        plot_curves(records, out / "curves.png")
+    if curves:
+        plot_tau(curves, out / "tau.png")
+    report = {"data": about, "runs": results, "target_at_tau": curves}
+    write_file(out / "report.json", json.dumps(report, indent=1) + "\n")
+    blocks = [f"# {about['forget']} of {about['name']}", summary, f"```\n{examples}\n```",
+              *(f"## {title}\n\n{markdown}" for title, markdown in text.items()), LEGEND, *about["notes"]]
+    write_file(out / "report.md", "\n\n".join(blocks) + "\n")
+    return summary
 
 
 # ------------------------------------------------------------------------------------------------ figures
@@ -120,11 +169,14 @@ def plot_tradeoff(runs, path):
         x, y = (result[part].get("fact_accuracy") for part in ("forget", "retain"))
         if x is None or y is None:
             continue
-        errors = [[[v - result[part]["ci95"]["fact_accuracy"][0]], [result[part]["ci95"]["fact_accuracy"][1] - v]]
-                  for part, v in (("forget", x), ("retain", y))]
+        errors = []
+        for part, value in (("forget", x), ("retain", y)):
+            low, high = result[part]["ci95"]["fact_accuracy"]
+            errors.append([[value - low], [high - value]])
         gold = name == "retrained"
         axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="*" if gold else "o", ms=15 if gold else 7, capsize=2,
-                      color="goldenrod" if gold else f"C{i}", label=name + (" (what unlearning should reach)" if gold else ""))
+                      color="goldenrod" if gold else f"C{i}",
+                      label=name + (" (what unlearning should reach)" if gold else ""))
     axis.set(xlabel="fact accuracy on the forget set (lower: forgotten)", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03),
              ylabel="fact accuracy on the retain set (higher: kept)", title="What was forgotten and what was kept")
     axis.grid(alpha=0.3)
@@ -153,13 +205,15 @@ def plot_curves(records, path):
 
 
 def plot_tau(curves, path):
-    """What smoothing does to the target itself: NLL against tau. curves: {"tau": [...], (set, token class): [...]}."""
+    """What smoothing does to the target itself: NLL against tau. curves: see lab/scores.tau_curves."""
     figure, axis = plt.subplots(figsize=(6.4, 4.4))
     for part, color in (("forget", "C3"), ("retain", "C0")):
         for kind, style in (("fact", "-"), ("function", "--")):
-            axis.plot(curves["tau"], curves[f"{part}_{kind}_nll"], style, marker=".", color=color, label=f"{part}, {kind} tokens")
+            axis.plot(curves["tau"], curves[f"{part}_{kind}_nll"], style, marker=".", color=color,
+                      label=f"{part}, {kind} tokens")
     axis.set(xscale="log", xlabel="attention temperature tau of the target, untrained", ylabel="NLL (nats a token)",
-             xticks=curves["tau"], xticklabels=[f"{tau:g}" for tau in curves["tau"]], title="What smoothing alone does to the target")
+             xticks=curves["tau"], xticklabels=[f"{tau:g}" for tau in curves["tau"]],
+             title="What smoothing alone does to the target")
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
