@@ -40,7 +40,7 @@ def test_every_country_is_there_once_with_a_capital_of_its_own():
                "Chad": "N'Djamena", "Antigua and Barbuda": "St. John's"}
     assert by_hand.items() <= {s: v[0] for s, v in countries}.items()
     assert VALUES["What is the opposite of wet?"] == "dry" and VALUES["What language is spoken in Egypt?"] == "Arabic"
-    assert all(v in dict(countries).get(s, [v]) for s, v in capitals.pairs(CAPITALS))       # data/world.py says the same
+    assert all(v in dict(countries).get(s, [v]) for s, v in capitals.pairs(CAPITALS))  # data/world.py says the same
 
 
 def test_what_the_question_gives_away_is_not_asked():
