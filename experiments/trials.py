@@ -140,16 +140,13 @@ def read_trial(file, spec):
     return done
 
 
-def _set_threads(n):
-    torch.set_num_threads(n)
-
-
 def run_trials(specs, jobs, label, fresh=False):
     """Trials in `jobs` processes, the cores shared out evenly. {key: spec} -> {key: its trial}.
 
     fresh: a new process for each, so that its peak memory is its own."""
-    workers = dict(max_workers=jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_set_threads,
-                   initargs=(max(1, os.cpu_count() // jobs),), max_tasks_per_child=1 if fresh else None)
+    workers = dict(max_workers=jobs, max_tasks_per_child=1 if fresh else None,
+                   mp_context=multiprocessing.get_context("spawn"),
+                   initializer=torch.set_num_threads, initargs=(max(1, os.cpu_count() // jobs),))
     waiting = [spec for spec in specs.values() if not Path(spec["file"]).exists()]
     if waiting:
         with concurrent.futures.ProcessPoolExecutor(**workers) as pool:

@@ -185,7 +185,7 @@ def test_a_trial_is_what_asu_makes_of_the_same_flags(out, tmp_path):
 def test_heads_are_chosen_on_the_phrasings_that_are_unlearned(out, tmp_path, monkeypatch, part):
     seen = set()
 
-    def choose_heads(model, tokenizer, rows, tau, layers):
+    def choose_heads(model, tokenizer, rows, tau, *more):
         seen.update(len(row["questions"]) for row in rows)
         return [[tau] * model.config.n_head] * model.config.n_layer
     monkeypatch.setattr(choose, "choose_heads", choose_heads)
