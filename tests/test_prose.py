@@ -117,7 +117,7 @@ def test_what_is_wrong_with_a_passage_or_a_question_is_said(tmp_path, files, mes
 
 def test_choices_by_hand():
     right, wrong = [-1.0, -3.0, -2.0], [[-2.0, -5.0], [-2.0, -9.0], [-2.0, -4.0]]
-    assert eval.choice_accuracy(right, wrong).tolist() == [1.0, 0.0, 0.0]                    # a tie is not known
+    assert [eval.choice_accuracy(*pair) for pair in zip(right, wrong)] == [1, 0, 0]             # a tie is not known
     assert eval.total([{"logp": np.array([-1.0, -0.5])}, {"logp": np.array([-2.0])}]).tolist() == [-1.5, -2.0]
 
 
@@ -143,3 +143,19 @@ def test_verbmem_is_that_of_the_greedy_continuation_of_a_quarter(tokenizer):
             -1, torch.tensor([[*ids, tokenizer.eos_id]]).T).mean()
         assert np.exp(-nll.item()) == pytest.approx(values["probability"][rows.index(row)], rel=1e-4)
     assert metrics["nll"] == pytest.approx(-np.log(values["probability"]).mean(), rel=1e-5)
+
+
+def test_what_is_reported_of_two_passages_by_hand(tokenizer, monkeypatch):
+    """The first is continued by all four words and four more, F1 = 8 / 12; the second by none."""
+    rows = [{"question": "", "answer": text} for text in ("Bells rang from every hill.", "The town sells wool.")]
+    said = ["rang from every hill and then some more", "xyzzy"], ["rang from every hill", "sells wool"]
+    monkeypatch.setattr(eval, "continued", lambda *args, **kw: said)
+    model = small_model(block_size=128)
+    metrics, values, answers = eval.evaluate_text(model, tokenizer, "forget_text", rows)
+    losses = [-s["logp"].mean() for s in eval.score(model, tokenizer, [("", row["answer"]) for row in rows])]
+    assert answers == said[0] and values["verbmem"] == pytest.approx([8 / 12, 0]) and losses[0] != losses[1]
+    assert metrics["verbmem"] == pytest.approx(4 / 12) and metrics["nll"] == pytest.approx(sum(losses) / 2)
+    assert metrics["n"] == 2 and metrics["probability"] == pytest.approx(np.exp(-np.array(losses)).mean())
+    metrics, values, answers = eval.evaluate_text(model, tokenizer, "general", rows)
+    assert metrics == {"n": 2, "nll": pytest.approx(sum(losses) / 2)} and values["nll"] == pytest.approx(losses)
+    assert answers == [row["answer"] for row in rows]
