@@ -18,7 +18,6 @@ import concurrent.futures
 import copy
 import importlib.util
 import json
-import multiprocessing
 import platform
 import random
 import statistics
@@ -37,6 +36,7 @@ from common.cli import Parser, pick_device, positive_int, run
 from common.files import check_writable, write_file
 from common.hf import local_dir
 from data import mean_over_answers
+from experiments.trials import workers
 from lab.answers import answer_nll
 from lab.lora import add_lora
 from lab.optim import adamw, peak_mb
@@ -271,7 +271,7 @@ def train_row(args, flags=(), matmul=2048):
 # ------------------------------------------------------------------------------------------------- report
 def fresh(f, *args):
     """f(*args) in a new process. The parent holds no model: a child's peak starts from its parent's."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with workers(1) as pool:
         try:
             return pool.submit(f, *args).result()
         except concurrent.futures.process.BrokenProcessPool as e:

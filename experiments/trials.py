@@ -140,17 +140,20 @@ def read_trial(file, spec):
     return done
 
 
+def workers(jobs):
+    """A pool of processes that share the cores out evenly. The parent's memory and threads are not theirs."""
+    return concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"),
+                                                  torch.set_num_threads, (max(1, os.cpu_count() // jobs),))
+
+
 def run_trials(specs, jobs, label, fresh=False):
     """Trials in `jobs` processes, the cores shared out evenly. {key: spec} -> {key: its trial}.
 
     fresh: a new process for each, so that its peak memory is its own."""
-    workers = dict(max_workers=jobs, max_tasks_per_child=1 if fresh else None,
-                   mp_context=multiprocessing.get_context("spawn"),
-                   initializer=torch.set_num_threads, initargs=(max(1, os.cpu_count() // jobs),))
     waiting = [spec for spec in specs.values() if not Path(spec["file"]).exists()]
-    if waiting:
-        with concurrent.futures.ProcessPoolExecutor(**workers) as pool:
-            for _ in tqdm(pool.map(trial, waiting), total=len(waiting), desc=label, disable=None):
+    for part in [[spec] for spec in waiting] if fresh else [waiting]:
+        with workers(jobs) as pool:
+            for _ in tqdm(pool.map(trial, part), total=len(part), desc=label, disable=None):
                 pass
     return {key: read_trial(spec["file"], spec) for key, spec in specs.items()}
 
