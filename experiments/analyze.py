@@ -28,7 +28,7 @@ from common import UserError
 from common.cli import Parser, layer_numbers, pick_device, positive_int, run, whole
 from common.files import check_writable, write_file
 from experiments import figures
-from lab import choose
+from lab import choose, entries
 from lab.answers import answer_nll
 from lab.runs import load_run, read_run
 
@@ -215,7 +215,7 @@ def read_records(dataset, args):
     if (Path(args.out) / "retrained").is_dir():
         records["retrained"] = read_run(Path(args.out) / "retrained")
     for name in records:
-        if why := eval.misfit(name, records[name], records, dataset, args.forget):
+        if why := entries.misfit(name, records[name], records, dataset, args.forget):
             raise UserError(why)
     return records
 
@@ -223,7 +223,7 @@ def read_records(dataset, args):
 def teacher_of(records, n_layer, args):
     """The first forget-teacher -> its tau; at: t -> keywords that smooth a model where it does, at temperature t; the
     numbers of the layers that it smooths; and these in words."""
-    teachers = list(eval.teachers(records).values())
+    teachers = list(entries.teachers(records).values())
     if not teachers:
         raise UserError(f"--runs={args.runs}: none of them was unlearned by a forget-teacher; give one that was, as "
                         "asu_gd")
