@@ -46,7 +46,17 @@ from lab import parallel, plan
 from lab.answers import answer_logp, fact_accuracy
 from lab.choose import smoothing, tau_flag
 from lab.optim import Log, adamw, lr_at
-from lab.runs import check_name, checkpoint_of, load_run, made_by_train, prepare, read_run, save_run, weights_sha256
+from lab.runs import (
+    check_name,
+    check_place,
+    checkpoint_of,
+    load_run,
+    made_by_train,
+    prepare,
+    read_run,
+    save_run,
+    weights_sha256,
+)
 from model import attention_scales, read_config
 
 
@@ -408,14 +418,17 @@ def main():
         return memory(args, parent, device, dtype, (requests[0], rest(0)))
     if args.plan:
         return plan.show(take, args, device)
+    settings, tasks = cli.settings(args, "run", "name"), args.tasks
+    paths = [out / (name if tasks == 1 else f"{name}_{task}of{tasks}") for task in range(1, tasks + 1)]
+    for path in paths:
+        check_place(path, settings | {"data_sha256": dataset.sha256}, args.overwrite)
     model, tokenizer, _ = load_run(parent, device, dtype, args.shard)
     original = parallel.copy_of(model) if args.teacher_from == "original" and args.tasks > 1 else None
-    settings = cli.settings(args, "run", "name")
     parent_sha = parent_run.get("model_sha256") or weights_sha256(parent)
 
-    for task, request in enumerate(requests):
-        path = out / (name if args.tasks == 1 else f"{name}_{task + 1}of{args.tasks}")
+    for task, (path, request) in enumerate(zip(paths, requests)):
         inputs = {"data_sha256": dataset.sha256, "parent_sha256": parent_sha}
+        check_place(path, settings | inputs, args.overwrite)
         done = read_run(path) if args.resume else {}
         if done.get("settings") == settings and done["parent_sha256"] == parent_sha:
             model, parent_sha, parent = load_run(path, device, dtype, args.shard)[0], done["model_sha256"], path

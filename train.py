@@ -25,7 +25,7 @@ from data import mean_over_answers
 from lab import parallel, plan
 from lab.answers import answer_nll, fact_accuracy
 from lab.optim import Log, adamw, lr_at
-from lab.runs import checkpoint_of, load_run, prepare, read_run, save_run, weights_sha256
+from lab.runs import check_place, checkpoint_of, load_run, prepare, read_run, save_run, weights_sha256
 from model import ModelConfig, Transformer, read_config
 
 BASE_LR = 3e-3          # of the base model; --lr is of fine-tuning
@@ -115,6 +115,7 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
     ignore: flags that make no difference to it.
     """
     path, settings = Path(args.out) / name, cli.settings(args, *ignore) | inputs
+    check_place(path, settings, args.overwrite)
     finished = read_run(path)
     if args.resume and finished.get("settings") == settings:
         print(f"{name}: finished already")
@@ -147,6 +148,11 @@ def main():
     device, dtype = parallel.start(args)
     dataset = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     world = dataset.sets.get("world", [])
+    ignored = {"base": NOT_BASES if args.data in data.prose.WORLDS else (*NOT_BASES, "data"),
+               "target": ["forget"], "retrained": []}
+    for name, flags in ignored.items():
+        if not args.plan and not (name == "base" and args.init_from):
+            check_place(Path(args.out) / name, cli.settings(args, *flags), args.overwrite)
     if args.init_from:
         dir = local_dir(args.init_from, weights=not args.plan)
         config, tokenizer = read_config(dir), data.Tokenizer.load(dir)
@@ -163,8 +169,7 @@ def main():
         if args.plan:
             return plan.show(lambda args: memory(args, base.config, device, dtype, examples), args, device)
         base = parallel.shard(base.to(dtype), device) if args.shard else base.to(device, dtype)
-        ignore = NOT_BASES if args.data in data.prose.WORLDS else (*NOT_BASES, "data")
-        base, base_sha = train("base", base, tokenizer, [examples], world, args, {}, ignore)
+        base, base_sha = train("base", base, tokenizer, [examples], world, args, {}, ignored["base"])
     replay = (0.0 if args.init_from else 0.5) if args.replay is None else args.replay
     for name, rows in (("target", dataset.retain + dataset.forget), ("retrained", dataset.retain)):
         examples = data.training_examples(tokenizer, rows, args.phrasings)
@@ -172,7 +177,7 @@ def main():
         epochs = [examples + encoded(tokenizer, stream, int(replay * len(examples))) for _ in range(args.epochs)]
         model = load_run(args.init_from, device, dtype, args.shard)[0] if args.init_from else parallel.copy_of(base)
         train(name, model, tokenizer, epochs, dataset.questions(rows), args,
-              {"data_sha256": dataset.sha256, "parent_sha256": base_sha}, ignore=["forget"] if name == "target" else [])
+              {"data_sha256": dataset.sha256, "parent_sha256": base_sha}, ignored[name])
     parallel.stop()
 
 

@@ -95,13 +95,20 @@ def training_flags(p, batch_size_help):
     add("--weight_decay", type=non_negative_float, default=0.01)
     add("--grad_clip", type=positive_float, default=1.0)
     add("--resume", action="store_true", help="go on where an interrupted run stopped; what is finished is kept")
+    add("--overwrite", action="store_true", help="replace a finished run that has other settings")
     add("--shard", action="store_true", help="under torchrun: divide weights and optimizer state between processes")
     add("--plan", action="store_true", help="only say what memory the run would take, by component")
 
 
 def settings(args, *others):
     """The flags that a run's result depends on -> dict. others: more flags that do not count."""
-    return {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "out", "device", "shard", *others)}
+    no_settings = "resume", "overwrite", "plan", "out", "device", "shard", *others
+    return {k: v for k, v in vars(args).items() if k not in no_settings}
+
+
+def differences(before, settings):
+    """Two dicts of settings -> ["lr was 0.1, is 0.2", ...], of the settings that are asked for now."""
+    return [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]
 
 
 def expand_preset(arg, script):

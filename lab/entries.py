@@ -10,8 +10,8 @@ def find_runs(out, only):
     """-> {name: path}. All run directories in `out`; or those named (in `out`, or anywhere, or a hub id), and the
     retrained model they are held against where there is one."""
     if only:
-        return named_runs(Path(out), [name for name in only.split(",") if name], only)
-    names = sorted(path.parent.name for path in Path(out).glob("*/run.json"))
+        return named_runs(Path(out), only.split(","), only)
+    names = sorted(path.parent.name for path in Path(out).glob("[!.]*/run.json"))      # not what is half-written
     first = [name for name in ("base", "target", "retrained") if name in names]
     if "target" not in first or "retrained" not in first:
         raise UserError(f"no target and retrained model in {out}; run python train.py first, or name models "
@@ -21,6 +21,8 @@ def find_runs(out, only):
 
 def named_runs(out, runs, only):
     """--runs as it was given (only) and as a list -> {name: path}, the path of a hub id a str."""
+    if bad := [run for run in runs if not run.strip() or Path(run).name.startswith(".")]:
+        raise UserError(f"--runs={only}: {bad[0]!r} is no name of a run")
     if "retrained" not in [Path(run).name for run in runs] and (out / "retrained").is_dir():
         runs = [*runs, "retrained"]
     paths = {Path(run).name: out / run if (out / run).is_dir() else run for run in runs}

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from common import UserError
+from common.cli import differences
 from common.files import write_file
 from lab import parallel
 
@@ -161,8 +162,7 @@ def read_checkpoint(path, settings):
         saved = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as e:
         raise UserError(f"{path} is damaged ({type(e).__name__}); remove it, or leave out --resume") from e
-    before = saved["settings"]
-    if changed := [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]:
+    if changed := differences(saved["settings"], settings):
         raise UserError(f"{path} was made with other settings ({', '.join(changed)}); give those, or leave out "
                         "--resume")
     return saved

@@ -1,7 +1,8 @@
 """A run: the directory that training leaves behind.
 
 A run directory is an HF model directory plus run.json: settings, seed, versions, steps, tokens, seconds, peak memory
-(of the process that took most), the loss curve, and the sha256 of the data, of the parent's weights and of its own.
+(of the process that took most), the loss curve, the sha256 of the data, of the parent's weights and of its own, and the
+names of the files that belong to the run.
 """
 
 import hashlib
@@ -13,12 +14,16 @@ from pathlib import Path
 import torch
 
 from common import HOME, UserError
-from common.files import read_json, sha256, whole_dir, write_file
+from common.cli import differences
+from common.files import files_in, read_json, sha256, whole_dir, write_file
 from common.hf import local_dir
 from data import Tokenizer
 from lab import parallel
 from lab.lora import add_lora, changes, merge_lora, save_adapter
 from model import Transformer
+
+REPORTS = (".json", ".md", ".png", ".pt")       # what files in OUT end in
+LONGEST_NAME = 120                              # bytes; a file's name may have 255, and scratch names are longer
 
 
 # ------------------------------------------------------------------------------------------- run directories
@@ -29,7 +34,7 @@ def save_run(path, model, tokenizer, record, parent=""):
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     state, hashes = parallel.gathered(parallel.settled(model).state_dict()) if parallel.sharded(model) else None, {}
     if parallel.rank == 0:
-        with whole_dir(path) as d:
+        with whole_dir(path, read_run(path).get("files", ())) as d:
             if changes(model):
                 save_adapter(model, d / "adapter", parent)
                 if (lost := merge_lora(model)) > 0.1:
@@ -38,7 +43,8 @@ def save_run(path, model, tokenizer, record, parent=""):
             model.save_pretrained(d, state)
             tokenizer.save(d)
             hashes = {"model_sha256": sha256(d / "model.safetensors"), "tokenizer_sha256": sha256(d / "tokenizer.json")}
-            write_file(d / "run.json", json.dumps({**record, "versions": versions, **hashes}, indent=1) + "\n")
+            record = {**record, "versions": versions, **hashes, "files": [*files_in(d), "run.json"]}
+            write_file(d / "run.json", json.dumps(record, indent=1) + "\n")
         checkpoint_of(path).unlink(missing_ok=True)
     elif changes(model):
         merge_lora(model)
@@ -48,8 +54,30 @@ def save_run(path, model, tokenizer, record, parent=""):
 def check_name(name):
     """Raises UserError for a run's name that is no plain name, or that other parts of the repository write in OUT."""
     taken = {"base", "target", "retrained", "data", *(path.stem for path in (HOME / "experiments").glob("[a-z]*.py"))}
-    if not re.fullmatch(r"\w[\w.-]*", name) or name in taken:
+    if not re.fullmatch(r"\w[\w.-]*", name) or name.lower() in taken:
         raise UserError(f"--name={name}: a plain name is needed that is none of {', '.join(sorted(taken))}")
+    if Path(name).suffix.lower() in REPORTS:
+        raise UserError(f"--name={name}: a run is a directory; a name that ends in {', '.join(REPORTS)} is a file's")
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"--name={name[:20]}...: {len(name.encode())} bytes are more than the {LONGEST_NAME} that a "
+                        "run's name may have")
+
+
+def check_place(path, settings, overwrite):
+    """Refuse, before any work, to write a run where something else is: what is no run of ours, or, without
+    --overwrite, a finished run of other settings."""
+    path, hint = Path(path), "move it away, or choose another --out or --name"
+    if not path.exists() or path.is_dir() and not any(path.iterdir()):
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, and a run is a directory; {hint}")
+    record = read_run(path)
+    if not isinstance(record.get("settings"), dict) or "model_sha256" not in record:
+        first = next(iter(files_in(path)), "nothing that train.py or asu.py wrote")
+        raise UserError(f"{path} is not a run of ours, it holds {first}; {hint}")
+    changed = differences(record | record["settings"], settings)
+    if changed and not overwrite:
+        raise UserError(f"{path} is a finished run of other settings ({', '.join(changed)}); --overwrite replaces it")
 
 
 def checkpoint_of(path):

@@ -24,6 +24,7 @@ import train
 from common import cli, files
 from lab import choose, runs
 from lab.answers import answer_nll, ask
+from lab.entries import find_runs
 from lab.optim import Log, lr_at
 from tests.conftest import HOME, TINY, call, command, flat, refused, small_model, weights
 
@@ -354,6 +355,66 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(tmp_path, interru
     assert "asu_gd.resume.pt is damaged" in refused(capsys, asu, *interrupted, "--resume")
 
 
+# ------------------------------------------------------------------------------ what is somebody else's stays
+@pytest.fixture
+def untrained(monkeypatch):
+    """Whoever trains a step fails."""
+    def trains(*args):
+        raise AssertionError("this trains")
+    monkeypatch.setattr(Log, "begin", trains)
+
+
+@pytest.mark.parametrize("script, name", [(asu, "thesis"), (train, "base"), (train, "target"), (train, "retrained")])
+def test_a_directory_that_is_no_run_is_refused_before_the_training(out, tmp_path, capsys, untrained, script, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("mine")
+    flags = [f"--run={out / 'target'}", f"--name={name}"] if script is asu else []
+    for more in ([], ["--overwrite"], ["--resume"]):
+        error = refused(capsys, script, TINY, f"--out={tmp_path}", *flags, *more)
+        assert f"{tmp_path / name} is not a run of ours, it holds notes.txt" in error
+    assert (tmp_path / name / "notes.txt").read_text() == "mine"
+
+
+def test_a_finished_run_of_other_settings_is_replaced_only_with_overwrite(out, tmp_path, capsys):
+    flags = [TINY, f"--run={out / 'target'}", f"--out={tmp_path}", "--epochs=1"]
+    call(asu, *flags)
+    before = weights(tmp_path / "asu_gd")
+    (tmp_path / "asu_gd/notes.txt").write_text("mine")
+    for more in (["--seed=1"], ["--seed=1", "--resume"]):
+        error = refused(capsys, asu, *flags, *more)
+        assert "asu_gd is a finished run of other settings (seed was 0, is 1); --overwrite replaces it" in error
+    assert "parent_sha256 was" in refused(capsys, asu, *flags, f"--run={out / 'retrained'}")
+    assert weights(tmp_path / "asu_gd") == before
+    call(asu, *flags)                                       # the same again
+    assert weights(tmp_path / "asu_gd") == before
+    call(asu, *flags, "--seed=1", "--overwrite")
+    assert weights(tmp_path / "asu_gd") != before and runs.read_run(tmp_path / "asu_gd")["settings"]["seed"] == 1
+    assert (tmp_path / "asu_gd/notes.txt").read_text() == "mine"
+
+
+def test_training_again_with_other_settings_replaces_nothing_by_itself(out, tmp_path, capsys, untrained):
+    out = damaged(out, tmp_path)
+    for flag, name in (("--base_rows=320", "base"), ("--lr=1", "target"), ("--forget=forget05", "retrained")):
+        assert f"{out / name} is a finished run of other settings" in refused(capsys, train, TINY, f"--out={out}", flag)
+    call(train, TINY, f"--out={out}", "--resume")
+
+
+@pytest.mark.parametrize("name, message", [
+    ("report.json", "is a file's"), ("curves.PNG", "is a file's"), ("asu_gd.resume.pt", "is a file's"),
+    ("notes", "notes is a file"), ("Target", "a plain name is needed"), (".asu", "a plain name is needed"),
+    ("\u00e4" * 80, "160 bytes are more than the 120")])
+def test_a_name_that_is_a_files_or_cannot_be_a_directorys(out, tmp_path, capsys, untrained, name, message):
+    (tmp_path / "notes").write_text("mine")
+    assert message in refused(capsys, asu, TINY, f"--out={tmp_path}", f"--run={out / 'target'}", f"--name={name}")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"] or (tmp_path / "data").exists()
+
+
+def test_what_is_half_written_is_no_run(out, tmp_path):
+    out = damaged(out, tmp_path)
+    shutil.copytree(out / "asu_gd", files.scratch(out / "asu_gd", "tmp"))
+    assert list(find_runs(out, None)) == ["base", "target", "retrained", "asu_gd"]
+
+
 # ------------------------------------------------------------------------------------------------ bad input
 @pytest.mark.parametrize("script, flag, message", [
     (asu, "--tua=3", "unknown flag --tua=3; did you mean --tau?"), (asu, "--tau=0", "0 is not a number above 0"),
@@ -465,7 +526,7 @@ def test_a_directory_survives_an_interruption_between_its_two_renames(tmp_path, 
     rename = Path.rename
 
     def interrupted(path, to):
-        if path.name.endswith(".tmp"):
+        if path.name.endswith(".tmp"):                      # the second
             raise KeyboardInterrupt
         return rename(path, to)
     monkeypatch.setattr(Path, "rename", interrupted)
