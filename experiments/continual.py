@@ -44,7 +44,7 @@ def requests(label, flags, args):
               for flag in ("out", "data", "seed", "data_seed", "n_authors", "forget", "tasks", "epochs")]
     complaint = ""
     try:
-        run_script("asu", [*common, f"--name={name}", *flags, "--resume"])
+        run_script("asu", [*common, f"--name={name}", *flags, "--resume", "--overwrite"])
     except UserError as e:
         complaint = e
     points = []

@@ -2,6 +2,7 @@
 resume)."""
 
 import collections
+import hashlib
 import io
 import math
 import re
@@ -92,6 +93,8 @@ class Log:
         self.model, self.optimizer, self.steps, self.every, start = model, optimizer, steps, every, 0
         if self.resume and self.checkpoint.exists():
             saved = read_checkpoint(self.checkpoint, self.settings)
+            if why := misfit(saved, model, optimizer, steps):
+                raise UserError(f"{self.checkpoint} does not fit this run ({why}); remove it, or leave out --resume")
             parallel.load(model, optimizer, saved)
             start, self.record = saved["step"], saved["record"]
             print(f"{self.label}: going on from step {start}", flush=True)
@@ -144,9 +147,7 @@ class Log:
         state = {"model": parallel.settled(self.model).state_dict(), "optimizer": self.optimizer.state_dict()}
         state = parallel.gathered(state) | {"step": step, "record": self.record, "settings": self.settings}
         if parallel.rank == 0:
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            write_file(self.checkpoint, buffer.getvalue())
+            write_checkpoint(self.checkpoint, state)
 
     def finish(self):
         self.bar.close()
@@ -156,16 +157,67 @@ class Log:
                         "world_size": parallel.world_size, "sharded": parallel.sharded(self.model)}
 
 
+CHECKPOINT = b"checkpoint sha256 %s\n"                      # the file's first line; then what torch.save wrote
+
+
+def write_checkpoint(path, state):
+    """Write a checkpoint with its own hash before it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    write_file(path, CHECKPOINT % hashlib.sha256(content).hexdigest().encode() + content)
+
+
 def read_checkpoint(path, settings):
     """A checkpoint of Log. Raises UserError where it is damaged or of other settings."""
+    def damaged(why):
+        return UserError(f"{path} is damaged ({why}); remove it, or leave out --resume")
+    first, _, content = path.read_bytes().partition(b"\n")
+    if first + b"\n" != CHECKPOINT % hashlib.sha256(content).hexdigest().encode():
+        raise damaged("its bytes do not have the hash that its first line says")
     try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
+        saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as e:
-        raise UserError(f"{path} is damaged ({type(e).__name__}); remove it, or leave out --resume") from e
+        raise damaged(type(e).__name__) from e
+    kinds = {"model": dict, "optimizer": dict, "step": int, "record": dict, "settings": dict}
+    for key, kind in kinds.items():
+        if not isinstance(saved, dict) or not isinstance(saved.get(key), kind):
+            raise damaged(f"no {key}")
     if changed := differences(saved["settings"], settings):
         raise UserError(f"{path} was made with other settings ({', '.join(changed)}); give those, or leave out "
                         "--resume")
     return saved
+
+
+def misfit(saved, model, optimizer, steps):
+    """Why a checkpoint is not one of this model, this optimizer and so many steps, or None.
+
+    torch itself would write a moment of another shape over memory that is not its own."""
+    def shape(x):
+        return tuple(x.shape) if torch.is_tensor(x) else type(x)
+    state, weights = saved["optimizer"], [p for group in optimizer.param_groups for p in group["params"]]
+    if not 0 < saved["step"] < steps:
+        return f"its step is {saved['step']} of {steps}"
+    if not Log("").record.keys() <= saved["record"].keys() or not isinstance(saved["record"]["curve"], list):
+        return "it has no record"
+    if {k: shape(x) for k, x in saved["model"].items()} != {k: shape(p) for k, p in model.state_dict().items()}:
+        return "its weights have other names or shapes"
+    ours, theirs = optimizer.state_dict()["param_groups"], state.get("param_groups")
+    if not isinstance(theirs, list) or not all(isinstance(group, dict) for group in theirs):
+        return "it has no optimizer"
+    if [group["params"] for group in ours] != [group.get("params") for group in theirs] or any(
+            group.keys() - other.keys() for group, other in zip(ours, theirs)):
+        return "its optimizer is of another kind"
+    if not isinstance(state.get("state"), dict) or not state["state"].keys() <= set(range(len(weights))):
+        return "its optimizer has no state, or that of more weights"
+    for number, moments in state["state"].items():
+        expected = {"step": (), "exp_avg": shape(weights[number]), "exp_avg_sq": shape(weights[number])}
+        if not isinstance(moments, dict) or {key: shape(x) for key, x in moments.items()} != expected:
+            return f"its optimizer's moments of weight {number} have other names or shapes than {expected}"
+    copied = weights if isinstance(optimizer, Float32AdamW) else []
+    if [shape(x) for x in state.get("copies", [])] != [shape(p) for p in copied]:
+        return "its copies of weights have other shapes"
+    return None
 
 
 def peak_mb(device):

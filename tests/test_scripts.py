@@ -22,7 +22,7 @@ import eval
 import sample
 import train
 from common import cli, files
-from lab import choose, runs
+from lab import choose, optim, runs
 from lab.answers import answer_nll, ask
 from lab.entries import find_runs
 from lab.optim import Log, lr_at
@@ -351,8 +351,45 @@ def test_an_interrupted_unlearning_resumes_bit_for_bit(out, tmp_path, interrupte
 def test_resume_refuses_other_settings_and_damaged_checkpoints(tmp_path, interrupted, capsys):
     assert "tau was 1000.0, is 3.0" in refused(capsys, asu, *interrupted, "--resume", "--tau=3")
     file = tmp_path / "asu_gd.resume.pt"
-    file.write_bytes(file.read_bytes()[:1000])
-    assert "asu_gd.resume.pt is damaged" in refused(capsys, asu, *interrupted, "--resume")
+    content = file.read_bytes()
+    for bad in (content[:1000], content[:-1] + bytes([content[-1] ^ 1]), content[80:], b"", b"x" * 5000):
+        file.write_bytes(bad)
+        assert "asu_gd.resume.pt is damaged" in refused(capsys, asu, *interrupted, "--resume")
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_used(tmp_path, interrupted, capsys):
+    """Each with a hash that is right."""
+    file = tmp_path / "asu_gd.resume.pt"
+    settings = torch.load(io.BytesIO(file.read_bytes().partition(b"\n")[2]), weights_only=True)["settings"]
+
+    def other(change):
+        saved = optim.read_checkpoint(file, settings)
+        change(saved)
+        return saved
+    moments = "its optimizer's moments of weight 0 have other names or shapes"
+    changes = [
+        (lambda s: s.pop("model"), "no model"), (lambda s: s.update(step="1"), "no step"),
+        (lambda s: s.update(step=10**9), "its step is 1000000000 of 14"),
+        (lambda s: s.update(step=-1), "its step is -1 of 14"),
+        (lambda s: s["record"].pop("tokens"), "no record"), (lambda s: s["record"].update(curve=3), "no record"),
+        (lambda s: s["model"].pop("norm.weight"), "its weights have other names"),
+        (lambda s: s["model"].update({"norm.weight": torch.ones(3)}), "its weights have other names or shapes"),
+        (lambda s: s["model"].update({"norm.weight": 3}), "its weights have other names or shapes"),
+        (lambda s: s["optimizer"].pop("param_groups"), "no optimizer"),
+        (lambda s: s["optimizer"]["param_groups"].pop(), "of another kind"),
+        (lambda s: s["optimizer"]["param_groups"][0].pop("betas"), "of another kind"),
+        (lambda s: s["optimizer"]["param_groups"][0].update(params=[0]), "of another kind"),
+        (lambda s: s["optimizer"].pop("state"), "no state"),
+        (lambda s: s["optimizer"]["state"].update({99: {}}), "that of more weights"),
+        (lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)), moments),
+        (lambda s: s["optimizer"]["state"][0].update(exp_avg_sq=torch.zeros(10**6)), moments),
+        (lambda s: s["optimizer"]["state"][0].pop("step"), moments),
+        (lambda s: s["optimizer"].update(copies=[torch.zeros(3)]), "copies of weights have other shapes")]
+    states = [(other(change), message) for change, message in changes]
+    for state, message in states:
+        optim.write_checkpoint(file, state)
+        error = refused(capsys, asu, *interrupted, "--resume")
+        assert message in error and "asu_gd.resume.pt" in error and not (tmp_path / "asu_gd").exists()
 
 
 # ------------------------------------------------------------------------------ what is somebody else's stays

@@ -160,7 +160,7 @@ def test_data_without_holdout_takes_other_peoples_names(memoriser, tokenizer, ro
         (folder / f"{part}.json").write_text("\n".join(map(json.dumps, lines)))
     capsys.readouterr()
     assert "people the model never met" in refused(monkeypatch, capsys, f"--out={tmp_path}", f"--data={folder}",
-                                                   "--tau=auto")
+                                                   "--tau=auto", "--overwrite")
 
 
 def test_mistakes_get_one_line(memoriser, tokenizer, tmp_path, monkeypatch, capsys):
