@@ -150,9 +150,10 @@ def main():
     world = dataset.sets.get("world", [])
     ignored = {"base": NOT_BASES if args.data in data.prose.WORLDS else (*NOT_BASES, "data"),
                "target": ["forget"], "retrained": []}
+    made_of = {"world_sha256": data.digest(world)}, {"data_sha256": dataset.sha256}
     for name, flags in ignored.items():
         if not args.plan and not (name == "base" and args.init_from):
-            check_place(Path(args.out) / name, cli.settings(args, *flags), args.overwrite)
+            check_place(Path(args.out) / name, cli.settings(args, *flags) | made_of[name != "base"], args.overwrite)
     if args.init_from:
         dir = local_dir(args.init_from, weights=not args.plan)
         config, tokenizer = read_config(dir), data.Tokenizer.load(dir)
@@ -169,7 +170,7 @@ def main():
         if args.plan:
             return plan.show(lambda args: memory(args, base.config, device, dtype, examples), args, device)
         base = parallel.shard(base.to(dtype), device) if args.shard else base.to(device, dtype)
-        base, base_sha = train("base", base, tokenizer, [examples], world, args, {}, ignored["base"])
+        base, base_sha = train("base", base, tokenizer, [examples], world, args, made_of[0], ignored["base"])
     replay = (0.0 if args.init_from else 0.5) if args.replay is None else args.replay
     for name, rows in (("target", dataset.retain + dataset.forget), ("retrained", dataset.retain)):
         examples = data.training_examples(tokenizer, rows, args.phrasings)
@@ -177,7 +178,7 @@ def main():
         epochs = [examples + encoded(tokenizer, stream, int(replay * len(examples))) for _ in range(args.epochs)]
         model = load_run(args.init_from, device, dtype, args.shard)[0] if args.init_from else parallel.copy_of(base)
         train(name, model, tokenizer, epochs, dataset.questions(rows), args,
-              {"data_sha256": dataset.sha256, "parent_sha256": base_sha}, ignored[name])
+              made_of[1] | {"parent_sha256": base_sha}, ignored[name])
     parallel.stop()
 
 

@@ -11,7 +11,6 @@ a model continues it, and learns all of it. A row with the key choices is a ques
 number of the right one. data/rows.py checks all this.
 """
 
-import hashlib
 import json
 import random
 import re
@@ -33,7 +32,17 @@ from data.batches import (
     split,
     training_examples,
 )
-from data.rows import DataSet, by_author, complete, fact_pattern, passages, questions, states, with_options
+from data.rows import (
+    DataSet,
+    by_author,
+    complete,
+    digest,
+    fact_pattern,
+    passages,
+    questions,
+    states,
+    with_options,
+)
 from data.tokenizer import ANSWER, PROMPT, TEMPLATES, Tokenizer
 from data.world import world
 
@@ -83,8 +92,15 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
             "forget_text": passages(forget_rows), "retain_text": passages(retain_rows), "general": read("general")}
     sets = {name: rows for name, rows in sets.items() if rows}
     check_sets(sets, data)
-    digest = hashlib.sha256(json.dumps(retain_rows + forget_rows + world_rows, sort_keys=True).encode())
-    return DataSet(str(data), forget_rows, retain_rows, sets, read("holdout"), digest.hexdigest())
+    holdout, asked = read("holdout"), read(f"{retain}_perturbed")
+    if asked:
+        asked = asked + read(f"{forget}_perturbed")
+    else:                                                   # TOFU: one retain set for all splits; those of all count
+        for path in sorted(Path(data).glob("forget*_perturbed.json")):
+            asked += read(path.stem)
+    sha256 = digest(retain_rows + forget_rows, world_rows, holdout, asked, read("retain_perturbed"),
+                    read("real_authors_perturbed"), read("general"))
+    return DataSet(str(data), forget_rows, retain_rows, sets, holdout, sha256)
 
 
 def rest_of(forget):

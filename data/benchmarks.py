@@ -19,14 +19,13 @@ CONFIG/SPLIT (columns, text unless said) and what it becomes:
     wmdp-bio/test, all/test                 sets forget, retain (question, choices: 4, answer: from 0); all is MMLU's
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
 
 from common import UserError
 from common.cli import processes
-from data.rows import DataSet, complete
+from data.rows import DataSet, complete, digest
 
 MUSE = {"muse-books": "muse-bench/MUSE-Books", "muse-news": "muse-bench/MUSE-News"}
 WMDP = {"wmdp-bio": "bio", "wmdp-cyber": "cyber"}
@@ -68,8 +67,8 @@ def load(source, forget=None):
                           f"--data={source}: passages to retain that are to be forgotten as well")
     for name, rows in (("forget_text", forget_rows), ("retain_text", retain_rows)):
         sets.setdefault(name, rows)                         # where the benchmark has none of its own
-    digest = hashlib.sha256(json.dumps(retain_rows + forget_rows, sort_keys=True).encode())
-    return DataSet(str(source), forget_rows, retain_rows, sets, holdout, digest.hexdigest())
+    sha256 = digest(retain_rows + forget_rows, holdout, *(sets[name] for name in sorted(sets)))
+    return DataSet(str(source), forget_rows, retain_rows, sets, holdout, sha256)
 
 
 def muse(source, forget):

@@ -1,5 +1,7 @@
 """Rows: the one schema of a question, the check that a row keeps to it, and the data set that rows make."""
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 
@@ -11,7 +13,7 @@ class DataSet:
     """forget, retain: rows to train on. holdout: rows no model is trained on.
 
     sets: {"forget": rows, "retain": rows, "world": rows, ...} to evaluate on; the passages among forget and retain are
-    the sets forget_text and retain_text. sha256: of what is trained on."""
+    the sets forget_text and retain_text. sha256: of all that a result may depend on, see digest."""
     name: str
     forget: list
     retain: list
@@ -27,6 +29,13 @@ class DataSet:
             return asked
         about = {row["author"] for row in rows}
         return [row for row in self.sets["forget"] + self.sets["retain"] if row["author"] in about]
+
+
+def digest(*parts):
+    """Lists of rows -> their sha256, without their ids, which may be the number of a line: the same rows cut into
+    another split have the same hash."""
+    parts = [[{key: value for key, value in row.items() if key != "id"} for row in rows] for rows in parts]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def questions(rows):

@@ -92,12 +92,13 @@ def test_wmdp_in_every_form(tmp_path, form):
     assert len(loaded.sets["retain"]) == 11 and loaded.sets["retain"][0]["subject"] == "virology"
 
 
-def test_all_forms_are_one_data_set_and_what_is_trained_on_makes_the_hash(tmp_path):
+def test_all_forms_are_one_data_set_and_what_is_trained_and_asked_makes_the_hash(tmp_path):
     digests = {benchmarks.load(write(tmp_path / form, MUSE, form)).sha256 for form in ("parquet", "own", "jsonl")}
     for changed in ("raw/forget", "raw/retain1"):
         digests.add(benchmarks.load(write(tmp_path / changed, MUSE | {changed: [{"text": "Other."}]})).sha256)
-    digests.add(benchmarks.load(write(tmp_path / "asked", MUSE | {"privleak/retain": [{"text": "Other."}]})).sha256)
-    assert len(digests) == 3
+    for changed in ("privleak/retain", "privleak/holdout"):
+        digests.add(benchmarks.load(write(tmp_path / changed, MUSE | {changed: [{"text": "Other."}]})).sha256)
+    assert len(digests) == 5
 
 
 def test_other_forget_sets_of_muse_news(tmp_path):

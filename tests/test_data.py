@@ -351,12 +351,27 @@ def test_other_sets_may_be_missing_and_the_rows_trained_on_are_evaluated_then(tm
     assert len(data.load(str(tmp_path)).sets["retain"]) == 1
 
 
-def test_what_is_trained_on_and_the_world_make_the_hash(tmp_path):
-    digest = data.load(write(tmp_path, holdout=[good_row()])).sha256
-    assert data.load(write(tmp_path, holdout=[good_row(), good_row()], retain_perturbed=[good_row()])).sha256 == digest
-    for name in ("forget10", "retain90", "world_facts_perturbed"):
-        assert data.load(write(tmp_path, **{name: [good_row(answer="In Rome.")]})).sha256 != digest
-    write(tmp_path)
+def test_every_file_that_a_result_depends_on_is_in_the_hash(tmp_path):
+    files = ("forget10", "retain90", "world_facts_perturbed", "holdout", "forget10_perturbed", "retain_perturbed",
+             "real_authors_perturbed", "general", "retain90_perturbed")
+    for name in files[:-1]:
+        write(tmp_path, **{name: [good_row(question=f"Who is in {name}?")]})
+    for name in files:
+        before = data.load(str(tmp_path)).sha256
+        write(tmp_path, **{name: [good_row(answer="In Rome.")]})
+        changed = data.load(str(tmp_path)).sha256
+        assert before != changed, name
+        write(tmp_path, **{name: [good_row(answer="In Rome."), good_row(question="Where else?")]})
+        assert data.load(str(tmp_path)).sha256 not in (before, changed), name
+
+
+def test_the_hash_is_that_of_every_split_of_a_directory(tmp_path):
+    """As TOFU has them: the splits cut the same rows, and there is one retain set to evaluate with."""
+    rows = [good_row(question=f"Question {i}?") for i in range(20)]
+    for share in (5, 10):
+        write(tmp_path, **{f"forget{share:02d}": rows[-share // 5:], f"retain{100 - share}": rows[:-share // 5],
+                           f"forget{share:02d}_perturbed": rows[-share // 5:]}, retain_perturbed=rows[:3])
+    assert len({data.load(str(tmp_path), forget).sha256 for forget in ("forget05", "forget10")}) == 1
 
 
 def test_line_separators_inside_a_text_and_blank_lines_are_no_mistake_but_other_encodings_are(tmp_path):

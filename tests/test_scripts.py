@@ -436,6 +436,17 @@ def test_training_again_with_other_settings_replaces_nothing_by_itself(out, tmp_
     call(train, TINY, f"--out={out}", "--resume")
 
 
+@pytest.mark.parametrize("name, stale", [("holdout", "target"), ("world_facts_perturbed", "base")])
+def test_what_was_made_of_other_data_does_not_pass_as_finished(out, tmp_path, capsys, untrained, name, stale):
+    out, folder = damaged(out, tmp_path), tmp_path / "data"
+    shutil.copytree(out / "data/authors_20_seed0", folder)
+    (folder / f"{name}.json").write_text("".join((folder / f"{name}.json").read_text().splitlines(True)[1:]))
+    error = refused(capsys, train, TINY, f"--out={out}", f"--data={folder}", "--resume")
+    assert f"{stale} is a finished run of other settings" in error and "_sha256 was" in error
+    assert "trained on other data" in refused(capsys, asu, TINY, f"--out={out}", f"--data={folder}", "--resume")
+    assert "trained on other data" in refused(capsys, eval, TINY, f"--out={out}", f"--data={folder}")
+
+
 @pytest.mark.parametrize("name, message", [
     ("report.json", "is a file's"), ("curves.PNG", "is a file's"), ("asu_gd.resume.pt", "is a file's"),
     ("notes", "notes is a file"), ("Target", "a plain name is needed"), (".asu", "a plain name is needed"),
