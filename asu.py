@@ -307,6 +307,14 @@ def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta
                         "before it is smoothed")
 
 
+def check_flags(args, model, dataset):
+    """check_settings, before heads are chosen and examples encoded."""
+    layers, hidden = cli.layer_numbers(args.layers, model.config.n_layer), args.hidden_layer
+    hidden = max(1, model.config.n_layer // 2) if hidden is None else hidden
+    check_settings(model, dataset.forget, dataset.retain, 2.0 if args.tau == "auto" else args.tau, layers, args.method,
+                   args.retain, args.beta, data.REFUSALS, args.teacher, hidden)
+
+
 # -------------------------------------------------------------------------------------------- command line
 def parse(argv=None):
     p = cli.Parser("Unlearn the forget set by attention smoothing, or by another method.")
@@ -322,7 +330,8 @@ def parse(argv=None):
         "auto: from the model's own NLL, see lab/choose.py")
     add("--layers", type=cli.layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8 or 1-")
     add("--heads", choices=["auto", "all"], default="auto", help="smooth the heads that facts need most (auto), or all")
-    add("--alpha", type=cli.positive_float, default=1.2, help="strengthen the teacher: z + alpha (z_tau - z)")
+    add("--alpha", type=cli.number(float, 1e-3, 1e3, "a number above 0 (0.001 to 1000)"), default=1.2,
+        help="strengthen the teacher: z + alpha (z_tau - z)")
     add("--beta", type=cli.positive_float, help="the method's own knob, see baselines.py (default: the method's)")
     add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="retain term; ap goes with idk, hidden with rmu")
     add("--c_forget", type=cli.non_negative_float, default=1.0, help="weight of the forget loss")
@@ -336,6 +345,8 @@ def parse(argv=None):
     add("--teacher", choices=["cached", "live"], default="cached", help="cached hidden states, or a second live model")
     cli.training_flags(p, "forget examples a step; as many retain examples beside them")
     args = p.parse_args(argv)
+    if not args.c_forget and (not args.c_retain or args.retain == "none"):
+        p.error("--c_forget=0 and no retain loss: nothing would be learnt")
     if args.target == "hidden":
         if args.method != "asu":
             p.error(f"--target=hidden is a form of ASU, not of --method={args.method}")
@@ -418,11 +429,12 @@ def main():
         return memory(args, parent, device, dtype, (requests[0], rest(0)))
     if args.plan:
         return plan.show(take, args, device)
+    model, tokenizer, _ = load_run(parent, device, dtype, args.shard)
+    check_flags(args, model, dataset)
     settings, tasks = cli.settings(args, "run", "name"), args.tasks
     paths = [out / (name if tasks == 1 else f"{name}_{task}of{tasks}") for task in range(1, tasks + 1)]
     for path in paths:
         check_place(path, settings | {"data_sha256": dataset.sha256}, args.overwrite)
-    model, tokenizer, _ = load_run(parent, device, dtype, args.shard)
     original = parallel.copy_of(model) if args.teacher_from == "original" and args.tasks > 1 else None
     parent_sha = parent_run.get("model_sha256") or weights_sha256(parent)
 

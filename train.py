@@ -37,11 +37,12 @@ def parse(argv=None):
     p = cli.Parser("Train base, target and retrained model.")
     add = p.add_argument
     add("--init_from", help="HF directory or hub id to fine-tune instead of a base from scratch")
-    add("--n_layer", type=cli.positive_int, default=6)
-    add("--n_head", type=cli.positive_int, default=4)
-    add("--n_embd", type=cli.positive_int, default=128)
-    add("--n_hidden", type=cli.positive_int, default=192, help="width of the feed-forward layers")
-    add("--block_size", type=cli.positive_int, default=128, help="longest sequence in tokens")
+    add("--n_layer", type=cli.number(int, 1, 1024, "a whole number from 1 to 1024"), default=6)
+    add("--n_head", type=cli.size, default=4)
+    add("--n_embd", type=cli.size, default=128)
+    add("--n_hidden", type=cli.size, default=192, help="width of the feed-forward layers")
+    add("--block_size", type=cli.number(int, 1, 2**20, "a whole number of at least 1, up to 2^20"), default=128,
+        help="longest sequence in tokens")
     add("--vocab_size", type=cli.number(int, 257, 2**20, "a whole number of at least 257 (the bytes and EOS)"),
         default=4096, help="tokens the tokenizer learns, EOS included")
     add("--base_rows", type=cli.positive_int, default=25600, help="questions the base model sees, each once")

@@ -6,7 +6,6 @@ and shows its traceback.
 
 import argparse
 import difflib
-import math
 import os
 import re
 import sys
@@ -20,7 +19,14 @@ from common import HOME, UserError
 
 def processes():
     """-> (number of this process, how many there are); (0, 1) unless torchrun started it."""
-    return tuple(int(os.environ[key]) for key in ("RANK", "WORLD_SIZE")) if "LOCAL_RANK" in os.environ else (0, 1)
+    if "LOCAL_RANK" not in os.environ:
+        return 0, 1
+    try:
+        return tuple(int(os.environ[key]) for key in ("RANK", "WORLD_SIZE"))
+    except (KeyError, ValueError) as e:
+        print(f"error: LOCAL_RANK is set, as torchrun does, but RANK and WORLD_SIZE are not numbers ({e}); start it "
+              "with torchrun, or unset LOCAL_RANK", file=sys.stderr)
+        sys.exit(2)
 
 
 def run(main):
@@ -34,7 +40,9 @@ def run(main):
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
-    except Exception:
+    except Exception as e:
+        if isinstance(e, MemoryError) or "can't allocate memory" in str(e):
+            sys.exit(_complain("there is not enough memory for this; a smaller model or --batch_size takes less"))
         if processes()[1] > 1:                              # lost contact? then another process has more to say
             time.sleep(20)
         raise
@@ -68,6 +76,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, argv=None):
         argv = [a for arg in (sys.argv[1:] if argv is None else argv) for a in expand_preset(arg, self.prog)]
+        if empty := [arg for arg in argv if re.fullmatch(r"--\w+=\s*", arg) and arg[:-1] != "--train_flags"]:
+            self.error(f"{empty[0].rstrip('= ')} is empty")
         args, unknown = self.parse_known_args(argv)
         self.given = {a.dest for a in self._actions if {arg.split("=")[0] for arg in argv} & set(a.option_strings)}
         if processes()[1] > 1 and "shard" not in args:
@@ -131,31 +141,41 @@ def expand_preset(arg, script):
     return flags
 
 
-def number(kind, low, high, what, open_end=False):
-    """An argparse type: a finite number from low to high; with open_end, low itself is refused."""
+def number(kind, low, high, what, zero=False):
+    """An argparse type: a number from low to high in digits 0 to 9; with zero, 0 as well."""
     def parse(text):
         try:
             value = kind(text)
-            if low <= value <= high and math.isfinite(value) and not (open_end and value == low):
+            if text.isascii() and (low <= value <= high or zero and value == 0):
                 return value
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"{text} is not {what}")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not {what}")
     return parse
 
 
-whole = number(int, 0, 2**32, "a whole number from 0 on")
-positive_int = number(int, 1, math.inf, "a whole number of at least 1")
-positive_float = number(float, 0, math.inf, "a number above 0", open_end=True)
-non_negative_float = number(float, 0, math.inf, "a number of at least 0")
+def shortened(text):
+    """What a message quotes: 40 letters say which it is."""
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+SMALL, LARGE = 1e-12, 1e12      # what float32 can still divide and multiply by
+whole = number(int, 0, 2**32, "a whole number from 0 on, up to 2^32")
+positive_int = number(int, 1, 2**31, "a whole number of at least 1, up to 2^31")
+size = number(int, 1, 2**13, "a whole number from 1 to 8192")        # of a model from scratch
+positive_float = number(float, SMALL, LARGE, f"a number above 0 ({SMALL:g} to {LARGE:g})")
+non_negative_float = number(float, SMALL, LARGE, f"a number of at least 0 (0, or {SMALL:g} to {LARGE:g})", zero=True)
 fraction = number(float, 0, 1, "a number from 0 to 1")
+
+
+LAYERS = r"#(-#?)?(,#(-#?)?)*".replace("#", "[0-9]{1,4}")
 
 
 def layer_list(text):
     """An argparse type: "all", or layers such as "0,1", "6-8", "1-" (from 1 to the last). -> the text, see
     layer_numbers."""
-    if text != "all" and not re.fullmatch(r"\d+(-\d*)?(,\d+(-\d*)?)*", text):
-        raise argparse.ArgumentTypeError(f"{text} is not a list of layers such as 0,1 or 6-8 or 1-, nor all")
+    if text != "all" and not re.fullmatch(LAYERS, text):
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a list of layers such as 0,1 or 6-8 or 1-, nor all")
     return text
 
 
@@ -176,7 +196,7 @@ def pick_device(args):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e:
+        torch.zeros(1, device=device).item()                # meta holds no number
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise UserError(f"--device={args.device} is not usable here; --device=auto picks what is") from e
     return device, getattr(torch, args.dtype)

@@ -20,7 +20,7 @@ from lab.facts import find_facts
 
 def tau_flag(text):
     """An argparse type: a number above 0, or "auto"."""
-    return text if text == "auto" else number(float, 0, math.inf, "a number above 0, nor auto", open_end=True)(text)
+    return text if text == "auto" else number(float, 1e-3, 1e9, "a number above 0, nor auto (0.001 to 1e9)")(text)
 
 
 def smoothing(model, tokenizer, forget, rows, tau, layers, heads, phrasings=None):

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from common import HOME, UserError
 from common.cli import differences
@@ -40,7 +41,11 @@ def save_run(path, model, tokenizer, record, parent=""):
                 if (lost := merge_lora(model)) > 0.1:
                     print(f"{path}: rounding to {model.dtype} lost {lost:.0%} of the change; {path}/adapter has all "
                           "of it, or train in float32", flush=True)
-            model.save_pretrained(d, state)
+            check_finite(state or model.state_dict(), path)
+            try:
+                model.save_pretrained(d, state)
+            except SafetensorError as e:
+                raise UserError(f"{path} could not be written: {e}") from e
             tokenizer.save(d)
             hashes = {"model_sha256": sha256(d / "model.safetensors"), "tokenizer_sha256": sha256(d / "tokenizer.json")}
             record = {**record, "versions": versions, **hashes, "files": [*files_in(d), "run.json"]}
@@ -49,6 +54,14 @@ def save_run(path, model, tokenizer, record, parent=""):
     elif changes(model):
         merge_lora(model)
     return parallel.from_first(hashes.get("model_sha256"))
+
+
+def check_finite(state, where):
+    """Raises UserError for weights that are nan or infinite."""
+    for name, weight in state.items():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"{where}: weight {name} holds values that are no numbers (nan or infinite); a run that "
+                            "diverged is of no use, and a lower --lr may help")
 
 
 def check_name(name):
@@ -92,6 +105,7 @@ def load_run(path, device="cpu", dtype=None, shard=False):
     the directory is missing or damaged, or its tokenizer does not fit its model.
     """
     model = Transformer.from_pretrained(made_by_train(path), "cpu" if shard else device, dtype)
+    check_finite(model.state_dict(), path)
     dir = local_dir(path)
     tokenizer, record = Tokenizer.load(dir), read_run(dir)
     if tokenizer.vocab_size > model.config.vocab_size:

@@ -475,7 +475,7 @@ def test_what_is_half_written_is_no_run(out, tmp_path):
     (asu, "--name=../x", "a plain name is needed"),
     (asu, "--name=target", "--name=target: a plain name is needed that is none of ablate,"),
     (eval, "--runs=asu_gd,./asu_gd", "two runs of one name"), (asu, "--tasks=3", "3 requests, but only 2 authors"),
-    (asu, "--run=", "not a model directory"), (asu, "--device=tpu9", "--device=tpu9"),
+    (asu, "--run=", "--run is empty"), (asu, "--device=tpu9", "--device=tpu9"),
     (asu, "--data_seed=7", "trained on other data"), (asu, "--forget=all", "not a split"),
     (asu, "@config/nix.args", "no preset file"),
     (train, "--epochs=2.5", "whole number"), (train, "--replay=-1", "at least 0"),
@@ -490,6 +490,55 @@ def test_bad_flags_get_one_line(out, capsys, script, flag, message):
     before = {p: p.read_bytes() for p in out.rglob("*.safetensors")}
     assert message in refused(capsys, script, *flags, flag)
     assert {p: p.read_bytes() for p in out.rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize("script, flag, message", [
+    (train, "--epochs=" + "9" * 400, "9... is not a whole number of at least 1"),
+    (train, "--epochs=" + "9" * 5000, "9... is not a whole number of at least 1"),
+    (train, "--seed=" + "9" * 400, "9... is not a whole number from 0 on"),
+    (asu, "--layers=0-99999999999", "not a list of layers"), (asu, "--layers=0-9999", "layers 0 to 1"),
+    (asu, "--tau=1e-30", "1e-30 is not a number above 0"), (asu, "--alpha=1e38", "1e38 is not a number above 0"),
+    (asu, "--tau=1e400", "is not a number"), (asu, "--lr=1e-300", "is not a number above 0"),
+    (sample, "--temperature=1e-45", "1e-45 is not a number of at least 0"),
+    (eval, "--device=meta", "--device=meta is not usable here"),
+    (train, "--n_embd=10000000", "10000000 is not a whole number from 1 to 8192"),
+    (train, "--n_layer=10000000", "10000000 is not a whole number from 1 to 1024"),
+    (train, "--epochs=\u0663", "\u0663 is not a whole number"), (asu, "--lr=\uff11", "\uff11 is not a number"),
+    (asu, "--layers=\u0661", "not a list of layers"), (train, "--out=", "--out is empty"),
+    (train, "--init_from=", "--init_from is empty"), (asu, "--name= ", "--name is empty"),
+    (eval, "--runs=,", "'' is no name of a run"), (eval, "--runs=target,,asu_gd", "'' is no name of a run"),
+    (eval, "--runs=.asu_gd.x.tmp", "'.asu_gd.x.tmp' is no name of a run")])
+def test_flags_that_make_no_sense_get_one_line(out, capsys, script, flag, message):
+    place = out.parent / "bad" if script is train else out
+    assert message in refused(capsys, script, *([] if script is sample else [TINY]), f"--out={place}", flag)
+
+
+def test_a_loss_without_weight_is_refused(capsys, out):
+    for flags in (["--c_forget=0", "--c_retain=0"], ["--c_forget=0", "--retain=none"]):
+        assert "nothing would be learnt" in refused(capsys, asu, TINY, f"--out={out}", *flags)
+
+
+def test_half_of_what_torchrun_sets_gets_one_line():
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"LOCAL_RANK": "0"}
+    done = subprocess.run(command("asu.py"), env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "unset LOCAL_RANK" in done.stderr
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_neither_written_nor_read(tmp_path, tokenizer, value):
+    model = small_model()
+    runs.save_run(tmp_path / "run", model, tokenizer, {})
+    before = files.files_in(tmp_path / "run"), weights(tmp_path / "run")
+    with torch.no_grad():
+        model.layers[1].mlp.up_proj.weight[3, 2] = value
+    with pytest.raises(ValueError, match="layers.1.mlp.up_proj.weight holds values that are no numbers"):
+        runs.save_run(tmp_path / "run", model, tokenizer, {})
+    assert (files.files_in(tmp_path / "run"), weights(tmp_path / "run")) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save(tmp_path / "other")
+    with pytest.raises(ValueError, match="other: weight layers.1.mlp.up_proj.weight holds values that are no numbers"):
+        runs.load_run(tmp_path / "other")
 
 
 @pytest.mark.parametrize("script", [asu, eval, sample])
