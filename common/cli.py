@@ -121,24 +121,62 @@ def differences(before, settings):
     return [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]
 
 
+WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"'])+""")       # quotes hold a word with blanks together
+
+
 def expand_preset(arg, script):
-    """"@config/tiny.args" -> its flags. One flag a line; `asu.py --epochs=2` is for asu.py alone; # starts a
-    comment."""
+    """"@config/tiny.args" -> its flags. `asu.py --epochs=2` is for asu.py alone.
+
+    As in a shell: a flag is --flag=value, --flag value or --flag; a value with blanks stands in quotes; # begins a
+    comment at the start of a line or after a blank. Raises UserError with file and line for anything else."""
     if not arg.startswith("@"):
         return [arg]
     path = next((p for p in (Path(arg[1:]), HOME / arg[1:]) if p.is_file()), None)
     if path is None:
         raise UserError(f"no preset file {arg[1:]} here or in {HOME}")
-    flags = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is no preset file: it is not text") from e
-    for line in lines:
-        *only, flag = line.split("#")[0].split() or [""]
-        if flag and only in ([], [script]):
-            flags.append(flag)
+    scripts = {file.name for folder in (HOME, HOME / "experiments") for file in folder.glob("*.py")}
+    flags = []
+    for n, line in enumerate(lines, 1):
+        words = split_line(line, f"{path}, line {n}")
+        if words and not words[0].startswith("-"):
+            only = words.pop(0)
+            if only not in scripts:
+                raise UserError(f"{path}, line {n}: {only} is neither a flag nor a script; a value with blanks needs "
+                                "quotes, and a comment a #")
+            if not words:
+                raise UserError(f"{path}, line {n}: no flag after {only}")
+            words = words if only == script else []
+        if bad := [word for word in words if not re.fullmatch(r"--\w+(=.*)?", word, re.S)]:
+            raise UserError(f"{path}, line {n}: {bad[0]} is not a flag; --flag=value is one")
+        flags += words
     return flags
+
+
+def split_line(line, where):
+    """'asu.py --lr 1e-4 --out="my runs"  # why' -> ["asu.py", "--lr=1e-4", "--out=my runs"]"""
+    words, position = [], 0
+    while position < len(line):
+        if line[position].isspace():
+            position += 1
+            continue
+        if line[position] == "#":
+            break
+        match = WORD.match(line, position)
+        if not match or line[match.end():match.end() + 1].strip():
+            raise UserError(f"{where}: a quotation mark is open: {line.strip()}")
+        position = match.end()
+        word = re.sub(r"""(["'])(.*?)\1""", r"\2", match[0])
+        if word.startswith("--") or not words:
+            words.append(word)
+        elif words[-1].startswith("--") and "=" not in words[-1]:
+            words[-1] += f"={word}"
+        else:
+            raise UserError(f"{where}: {word} is not a flag; a value with blanks needs quotes")
+    return words
 
 
 def number(kind, low, high, what, zero=False):

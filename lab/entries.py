@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common import UserError
+from common.cli import differences
 from lab.runs import read_run
 
 
@@ -58,6 +59,9 @@ def fitting(paths, rows, forget, must):
                 raise UserError(why)
             notes.append(f"left out: {why}")
             del paths[name], records[name]
+    target, retrained = (records.get(name, {}).get("settings") for name in ("target", "retrained"))
+    if target and retrained and (changed := differences(target, retrained | {"forget": target.get("forget")})):
+        notes.append(f"the retrained model differs from the target in more than its data: {', '.join(changed)}")
     return paths, records, notes
 
 

@@ -644,6 +644,27 @@ def test_presets(tmp_path):
     assert cli.expand_preset(f"@{preset}", "eval.py") == ["--seed=3"]
 
 
+@pytest.mark.parametrize("line, flags", [
+    ("--lr 5e-6", ["--lr=5e-6"]), ("--lr   5e-6  # why", ["--lr=5e-6"]), ("--resume", ["--resume"]),
+    ("--lr=1 --resume --tau 2", ["--lr=1", "--resume", "--tau=2"]), ("\t--lr=1\t", ["--lr=1"]),
+    ('--out="my runs/a"', ["--out=my runs/a"]), ("--out 'my runs'", ["--out=my runs"]),
+    ('"--out=my runs"', ["--out=my runs"]), ("--out=a#b", ["--out=a#b"]), ("--out='a #b'  # c", ["--out=a #b"]),
+    ("--question=\"it's\"", ["--question=it's"]), ("--beta -1", ["--beta=-1"]), ("  # it's", []), ("", []),
+    ("--run=C:\\models", ["--run=C:\\models"]), ("asu.py --lr 1 --tau=2", ["--lr=1", "--tau=2"]),
+    ("eval.py --lr 1", []), ("compare.py --jobs=1", []), ("\ufeff--lr=1", ["--lr=1"])])
+def test_every_line_of_a_preset_gives_its_flags(tmp_path, line, flags):
+    (tmp_path / "p.args").write_text(f"{line}\n--seed=3\n", encoding="utf-8")
+    assert cli.expand_preset(f"@{tmp_path / 'p.args'}", "asu.py") == [*flags, "--seed=3"]
+
+
+@pytest.mark.parametrize("line", ["--out=my runs", "--lr = 5e-6", "lr=5e-6", "trian.py --lr=1", "--out='my runs",
+                                  "--question=it's", "--lr=1 2", "asu.py", "asu.py lr=1", "-- lr=1", "@other.args",
+                                  "-1", "--=1"])
+def test_a_line_that_gives_no_flags_is_refused_with_file_and_line(tmp_path, capsys, line):
+    (tmp_path / "p.args").write_text(f"# why\n\n{line}\n")
+    assert f"{tmp_path / 'p.args'}, line 3: " in refused(capsys, asu, f"@{tmp_path / 'p.args'}")
+
+
 def test_learning_rate_warms_up_and_falls_to_nearly_nothing():
     """Ten of 100 steps and one: 1/11, 2/11, ... 1, then a cosine from the twelfth step on."""
     rates = [lr_at(step, 100, 1.0, 0.1) for step in range(100)]
