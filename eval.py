@@ -150,9 +150,11 @@ def extraction_strength(argmax_ids, true_ids):
 
 
 def memorised(scores):
-    """Mean exact memorisation (without EOS) and extraction strength (with it) of scored answers."""
-    return {"exact_memorization": float(np.mean([exact_memorization(s["argmax"][:-1], s["ids"][:-1]) for s in scores])),
-            "extraction_strength": float(np.mean([extraction_strength(s["argmax"], s["ids"]) for s in scores]))}
+    """Mean exact memorisation and extraction strength of scored answers, both without EOS: that an answer ends is
+    known to any model."""
+    pairs = [(s["argmax"][:-1], s["ids"][:-1]) for s in scores]
+    return {"exact_memorization": float(np.mean([exact_memorization(*pair) for pair in pairs])),
+            "extraction_strength": float(np.mean([extraction_strength(*pair) for pair in pairs]))}
 
 
 def of_fact_tokens(scores, rows, tokenizer):

@@ -163,16 +163,23 @@ def test_what_is_reported_of_likelihoods_on_two_rows(part, two, tokenizer):
     assert metrics["truth_ratio"] == form(values["r"])
 
 
+def test_a_wrong_word_and_the_right_end_is_no_memory():
+    scores = [{"argmax": np.array([4, 9]), "ids": np.array([5, 9])}]
+    assert eval.memorised(scores) == {"exact_memorization": 0, "extraction_strength": 0}
+
+
 def test_what_is_reported_of_tokens_on_two_rows(two, tokenizer):
-    """Exact memorisation leaves EOS out; ranks are of fact tokens, the median of all of them together."""
+    """Exact memorisation and extraction strength leave EOS out; ranks are of fact tokens, the median of all of them
+    together."""
     model, rows = two
     memorised, strength, classes, losses, right, ranks = [], [], [], [], [], []
     for row in rows:
         values, ids = logp(model, tokenizer, row["question"], row["answer"])
         hits = (values.argmax(-1) == ids).tolist()
-        memorised.append(sum(hits[:-1]) / (len(hits) - 1))
-        prefix = next(k for k in range(len(hits) + 1) if all(hits[k:]))
-        strength.append(1 - prefix / len(hits))
+        said = hits[:-1]
+        memorised.append(sum(said) / len(said))
+        prefix = next(k for k in range(len(said) + 1) if all(said[k:]))
+        strength.append(1 - prefix / len(said))
         classes += data.token_classes(tokenizer, row["answer"], row["facts"], row["author"])
         losses += (-values[range(len(ids)), ids]).tolist()
         right += hits
