@@ -148,6 +148,7 @@ def main():
     check_writable(args.out)
     device, dtype = parallel.start(args)
     dataset = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
+    print(*(f"--data={args.data}: {note}\n" for note in dataset.notes), sep="", end="", flush=True)
     world = dataset.sets.get("world", [])
     ignored = {"base": NOT_BASES if args.data in data.prose.WORLDS else (*NOT_BASES, "data"),
                "target": ["forget"], "retrained": []}

@@ -7,6 +7,7 @@ to be replaced). PLACE stands for machine and container, START tells a process f
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -156,6 +157,17 @@ def check_writable(out):
     except OSError as e:
         raise UserError(f"cannot write to --out={out}: {e.strerror}") from e
     tidy(out)
+
+
+def strict_json(value):
+    """-> JSON text, one space of indent. JSON knows no nan and no infinity: they become null."""
+    def finite(x):
+        if isinstance(x, dict):
+            return {key: finite(v) for key, v in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [finite(v) for v in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+    return json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path):

@@ -11,6 +11,7 @@ a model continues it, and learns all of it. A row with the key choices is a ques
 number of the right one. data/rows.py checks all this.
 """
 
+import functools
 import json
 import random
 import re
@@ -38,6 +39,7 @@ from data.rows import (
     complete,
     digest,
     fact_pattern,
+    overlaps,
     passages,
     questions,
     states,
@@ -72,6 +74,7 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
     if data != "tofu" and (Path(data) / "forget.json").exists():
         forget, retain = "forget", "retain"
 
+    @functools.cache
     def read(name, needed=False):
         """The rows of a file; none where it is missing and not needed. A file without a row is a mistake."""
         rows = read_hub(name) if data == "tofu" else read_file(Path(data) / f"{name}.json")
@@ -97,10 +100,13 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
         asked = asked + read(f"{forget}_perturbed")
     else:                                                   # TOFU: one retain set for all splits; those of all count
         for path in sorted(Path(data).glob("forget*_perturbed.json")):
-            asked += read(path.stem)
+            asked = asked + read(path.stem)
     sha256 = digest(retain_rows + forget_rows, world_rows, holdout, asked, read("retain_perturbed"),
                     read("real_authors_perturbed"), read("general"))
-    return DataSet(str(data), forget_rows, retain_rows, sets, holdout, sha256)
+    notes = overlaps(forget=forget_rows, retain=retain_rows, holdout=holdout)
+    if absent := [name for name in ("real_authors", "world") if data == "tofu" and name not in sets]:
+        notes.append(f"without {' and '.join(absent)}, which are not on the hub: Model Utility is of the other sets")
+    return DataSet(str(data), forget_rows, retain_rows, sets, holdout, sha256, notes)
 
 
 def rest_of(forget):
@@ -162,7 +168,7 @@ def read_file(path):
         return None
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")      # not splitlines: a text may hold other separators
+        lines = path.read_text(encoding="utf-8-sig").split("\n")      # not splitlines: a text may hold other separators
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start})") from e
     for n, line in enumerate(lines, 1):
@@ -179,11 +185,13 @@ def read_file(path):
 def read_hub(name):
     """One configuration of locuslab/TOFU -> rows, or None where the hub has none of that name."""
     import datasets
+    if not re.fullmatch(r"(forget|retain)\d\d|(forget\d\d|retain|real_authors|world_facts)_perturbed", name):
+        return None                         # TOFU has no such part; offline the answer would be that no cache has it
     try:
         rows = datasets.load_dataset("locuslab/TOFU", name, split="train")
-    except ValueError:                      # no such configuration
-        return None
     except Exception as e:
+        if isinstance(e, ValueError) and re.search(r"BuilderConfig.* not found", str(e)):
+            return None
         raise UserError(f"--data=tofu: {name} could not be had from the hub ({type(e).__name__}); "
                         "without network, give --data=DIR with its files") from e
     return [complete(dict(row), f"{name}:{n}", f"locuslab/TOFU {name}, row {n}") for n, row in enumerate(rows, 1)]

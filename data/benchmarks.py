@@ -25,7 +25,7 @@ from pathlib import Path
 
 from common import UserError
 from common.cli import processes
-from data.rows import DataSet, complete, digest
+from data.rows import DataSet, complete, digest, overlaps
 
 MUSE = {"muse-books": "muse-bench/MUSE-Books", "muse-news": "muse-bench/MUSE-News"}
 WMDP = {"wmdp-bio": "bio", "wmdp-cyber": "cyber"}
@@ -68,7 +68,8 @@ def load(source, forget=None):
     for name, rows in (("forget_text", forget_rows), ("retain_text", retain_rows)):
         sets.setdefault(name, rows)                         # where the benchmark has none of its own
     sha256 = digest(retain_rows + forget_rows, holdout, *(sets[name] for name in sorted(sets)))
-    return DataSet(str(source), forget_rows, retain_rows, sets, holdout, sha256)
+    return DataSet(str(source), forget_rows, retain_rows, sets, holdout, sha256,
+                   overlaps(forget=sets["forget"], retain=sets["retain"]))
 
 
 def muse(source, forget):
@@ -227,7 +228,7 @@ def disk(source, config, split):
             if path.suffix == ".parquet":
                 rows += pyarrow.parquet.read_table(path).to_pylist()
                 continue
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
             if path.suffix == ".txt":
                 rows.append(text)
             elif text.lstrip().startswith("["):

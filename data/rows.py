@@ -1,9 +1,10 @@
 """Rows: the one schema of a question, the check that a row keeps to it, and the data set that rows make."""
 
 import hashlib
+import itertools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common import UserError
 
@@ -13,13 +14,15 @@ class DataSet:
     """forget, retain: rows to train on. holdout: rows no model is trained on.
 
     sets: {"forget": rows, "retain": rows, "world": rows, ...} to evaluate on; the passages among forget and retain are
-    the sets forget_text and retain_text. sha256: of all that a result may depend on, see digest."""
+    the sets forget_text and retain_text. sha256: of all that a result may depend on, see digest. notes: what a
+    report should say about the data."""
     name: str
     forget: list
     retain: list
     sets: dict
     holdout: list
     sha256: str
+    notes: list = field(default_factory=list)
 
     def questions(self, rows):
         """The questions among training rows. Where all are passages: the evaluation's questions about the same
@@ -36,6 +39,16 @@ def digest(*parts):
     another split have the same hash."""
     parts = [[{key: value for key, value in row.items() if key != "id"} for row in rows] for rows in parts]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def overlaps(**sets):
+    """Rows of sets that should have none in common -> a note on each two that ask the same question."""
+    notes, asked = [], {name: {row["question"].strip() for row in rows} - {""} for name, rows in sets.items()}
+    for (one, first), (other, second) in itertools.combinations(asked.items(), 2):
+        if common := first & second:
+            notes.append(f"{len(common)} of {len(second)} questions of the {other} set are in the {one} set too, as "
+                         f"{min(common)!r}")
+    return notes
 
 
 def questions(rows):

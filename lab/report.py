@@ -1,12 +1,11 @@
 """How eval.py shows its numbers: Markdown tables, one question with every model's answer, and three figures."""
 
 import io
-import json
 import textwrap
 
 import matplotlib
 
-from common.files import write_file
+from common.files import strict_json, write_file
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -146,7 +145,7 @@ def write_report(out, about, results, records, curves, examples, metrics):
     if curves:
         plot_tau(curves, out / "tau.png")
     report = {"data": about, "runs": results, "target_at_tau": curves}
-    write_file(out / "report.json", json.dumps(report, indent=1) + "\n")
+    write_file(out / "report.json", strict_json(report))
     blocks = [f"# {about['forget']} of {about['name']}", summary, f"```\n{examples}\n```",
               *(f"## {title}\n\n{markdown}" for title, markdown in text.items()), LEGEND, *about["notes"]]
     write_file(out / "report.md", "\n\n".join(blocks) + "\n")

@@ -6,7 +6,6 @@ names of the files that belong to the run.
 """
 
 import hashlib
-import json
 import platform
 import re
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 
 from common import HOME, UserError
 from common.cli import differences
-from common.files import files_in, read_json, sha256, whole_dir, write_file
+from common.files import files_in, read_json, sha256, strict_json, whole_dir, write_file
 from common.hf import local_dir
 from data import Tokenizer
 from lab import parallel
@@ -49,7 +48,7 @@ def save_run(path, model, tokenizer, record, parent=""):
             tokenizer.save(d)
             hashes = {"model_sha256": sha256(d / "model.safetensors"), "tokenizer_sha256": sha256(d / "tokenizer.json")}
             record = {**record, "versions": versions, **hashes, "files": [*files_in(d), "run.json"]}
-            write_file(d / "run.json", json.dumps(record, indent=1) + "\n")
+            write_file(d / "run.json", strict_json(record))
         checkpoint_of(path).unlink(missing_ok=True)
     elif changes(model):
         merge_lora(model)

@@ -411,10 +411,40 @@ def test_tofu_comes_through_datasets(monkeypatch):
             raise ValueError("BuilderConfig not found")
         return hub[name]
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert list(data.load("tofu").sets) == ["forget", "retain", "world"]
+    loaded = data.load("tofu")
+    assert list(loaded.sets) == ["forget", "retain", "world"]
+    assert loaded.notes[-1].startswith("without real_authors, which are not on the hub")
+    hub["real_authors_perturbed"] = [good_row()]
+    assert not any("without" in note for note in data.load("tofu").notes)
 
-    def offline(*args, **kw):
-        raise ConnectionError
-    monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(ValueError, match="give --data=DIR"):
+
+@pytest.mark.parametrize("failure", [
+    ConnectionError(), OSError("disk"), TypeError(),
+    ValueError("Couldn't find cache for locuslab/TOFU for config 'real_authors_perturbed'\nAvailable configs: []"),
+    ValueError("Unknown split \"train\". Should be one of ['test'].")])
+def test_a_part_of_tofu_that_could_not_be_had_is_no_part_that_is_absent(monkeypatch, failure):
+    import datasets
+
+    def load_dataset(repository, name, split):
+        if name == "real_authors_perturbed":
+            raise failure
+        return [good_row()]
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match="real_authors_perturbed could not be had from the hub.*give --data=DIR"):
         data.load("tofu")
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    write(tmp_path)
+    before = data.load(str(tmp_path))
+    for file in tmp_path.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert data.load(str(tmp_path)) == before
+
+
+def test_questions_that_stand_in_two_sets_are_said(tmp_path):
+    mine, other = good_row(question="Mine?"), good_row(question="Other?")
+    assert data.load(write(tmp_path, forget10=[mine], retain90=[other])).notes == []
+    loaded = data.load(write(tmp_path, forget10=[mine, other], retain90=[other, good_row()], holdout=[mine]))
+    assert loaded.notes == ["1 of 2 questions of the retain set are in the forget set too, as 'Other?'",
+                            "1 of 1 questions of the holdout set are in the forget set too, as 'Mine?'"]

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -145,3 +146,11 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device: .*report.json"):
         files.write_file(tmp_path / "report.json", "x")
+
+
+def test_json_that_is_written_is_strict():
+    value = {"a": [1, float("nan"), (2.5, float("inf"))], "b": {"c": -float("inf"), "d": None, "e": "nan"}}
+    text = files.strict_json(value)
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": [1, None, [2.5, None]],
+                                                             "b": {"c": None, "d": None, "e": "nan"}}
+    assert files.strict_json({"x": [0.1, 1e-300]}) == json.dumps({"x": [0.1, 1e-300]}, indent=1) + "\n"

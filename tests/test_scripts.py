@@ -22,7 +22,7 @@ import eval
 import sample
 import train
 from common import cli, files
-from lab import choose, optim, runs
+from lab import choose, entries, optim, runs
 from lab.answers import answer_nll, ask
 from lab.entries import find_runs
 from lab.optim import Log, lr_at
@@ -183,6 +183,27 @@ def test_eval_measures_the_runs_and_as_many_rows_as_it_is_told(out, more, tmp_pa
     call(eval, TINY, f"--out={tmp_path / 'out'}", f"--runs={out / 'base'},asu_gd", "--max_rows=2")
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert list(report["runs"]) == ["base", "asu_gd", "retrained"] and set(report["data"]["questions"].values()) == {2}
+
+
+def test_a_copy_of_the_retrained_model_has_no_forget_quality_and_the_others_have_theirs(out, tmp_path, capsys):
+    out = damaged(out, tmp_path)
+    shutil.copytree(out / "retrained", out / "copy")
+    call(eval, TINY, f"--out={out}", "--runs=target,copy,retrained", "--max_rows=4")
+    report = json.loads((out / "report.json").read_text(), parse_constant=pytest.fail)
+    values = {name: result["aggregate"]["forget_quality_p"] for name, result in report["runs"].items()}
+    assert values["copy"] is None and 0 < values["target"] <= 1
+    assert report["runs"]["copy"]["aggregate"]["gap_to_retrain"] == 0
+    note = "copy answers as the retrained model does, number for number: it has no forget quality"
+    assert note in report["data"]["notes"] and note in capsys.readouterr().out
+
+
+def test_a_retrained_model_of_another_seed_is_said(out, tmp_path):
+    out = damaged(out, tmp_path)
+    assert entries.fitting(find_runs(out, None), data.load(out=out, n_authors=20), "forget10", False)[2] == []
+    file = out / "retrained/run.json"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
+    [note] = entries.fitting(find_runs(out, None), data.load(out=out, n_authors=20), "forget10", False)[2]
+    assert "differs from the target in more than its data: seed was 0, is 1" in note
 
 
 def test_fine_tuning_a_model_directory(out, tmp_path):
