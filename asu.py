@@ -431,6 +431,7 @@ def main():
         return plan.show(take, args, device)
     model, tokenizer, _ = load_run(parent, device, dtype, args.shard)
     check_flags(args, model, dataset)
+    data.check_fits(dataset, tokenizer, model.config.block_size, args.phrasings)
     settings, tasks = cli.settings(args, "run", "name"), args.tasks
     paths = [out / (name if tasks == 1 else f"{name}_{task}of{tasks}") for task in range(1, tasks + 1)]
     for path in paths:

@@ -241,8 +241,11 @@ def means(values):
     return {name: float(value.mean()) for name, value in values.items()}
 
 
-def look(model, tokenizer, part, rows, slot_values, **smoothing):
-    """Ask a model the questions of a set -> a list of what metrics may ask for, one dict a question."""
+def look(model, tokenizer, part, rows, slot_values, max_new_tokens=None, **smoothing):
+    """Ask a model the questions of a set -> a list of what metrics may ask for, one dict a question.
+
+    max_new_tokens: of an answer (default: see data.answer_limit)."""
+    limit = max_new_tokens or data.answer_limit(tokenizer, rows, model.config.block_size)
     def scored(key):
         return score(model, tokenizer, [(row["question"], row[key]) for row in rows], **smoothing)
     true, para = scored("answer"), scored("paraphrased_answer")
@@ -252,8 +255,8 @@ def look(model, tokenizer, part, rows, slot_values, **smoothing):
     pert_nll = nll(wrong).reshape(-1, k)
     right, others = total(true), total(wrong).reshape(-1, k)
     r = truth_ratio(nll(para), pert_nll)
-    predictions = ask(model, tokenizer, [row["question"] for row in rows], **smoothing)
-    heldout = ask(model, tokenizer, [row["paraphrased_question"] for row in rows], **smoothing)
+    predictions = ask(model, tokenizer, [row["question"] for row in rows], limit, **smoothing)
+    heldout = ask(model, tokenizer, [row["paraphrased_question"] for row in rows], limit, **smoothing)
     questions = []
     for i, row in enumerate(rows):
         options, facts = "choices" in row, row["facts"] or None
@@ -265,13 +268,13 @@ def look(model, tokenizer, part, rows, slot_values, **smoothing):
     return questions
 
 
-def evaluate(model, tokenizer, name, rows, slot_values, **smoothing):
+def evaluate(model, tokenizer, name, rows, slot_values, max_new_tokens=None, **smoothing):
     """All metrics of one model on the question set `name` -> (metrics, values, answers).
 
     values: per question, {metric: (N,)} with r and the scores of the true answers beside METRICS; answers: what the
     model said. Where rows name no facts, the metrics that need exact ones are None, and those of fact tokens take
     facts that were found (key found)."""
-    questions = look(model, tokenizer, name, rows, slot_values, **smoothing)
+    questions = look(model, tokenizer, name, rows, slot_values, max_new_tokens, **smoothing)
     values, scores = apply(METRICS, questions), [x["scores"] for x in questions]
     metrics = {"n": len(rows), "fact_accuracy": None, "fact_accuracy_heldout_phrasing": None, "coherence": None}
     if all(x["kind"] for x in questions):
@@ -295,12 +298,14 @@ def evaluate_text(model, tokenizer, name, rows, **smoothing):
     return metrics | means(values) | memorised(scores), {"scores": scores, **values}, predictions
 
 
-def measure(model, tokenizer, sets, holdout, slot_values, smoothing):
-    """One row of the report: all metrics on all sets -> (result, per-question values, answers), each by set name."""
+def measure(model, tokenizer, sets, holdout, slot_values, smoothing, max_new_tokens=None):
+    """One row of the report: all metrics on all sets -> (result, per-question values, answers), each by set name.
+
+    max_new_tokens: of an answer to a question, see look."""
     result, values, answers, scores = {}, {}, {}, {}
     for part, rows in sets.items():
         if rows[0]["question"]:
-            measured = evaluate(model, tokenizer, part, rows, slot_values, **smoothing)
+            measured = evaluate(model, tokenizer, part, rows, slot_values, max_new_tokens, **smoothing)
         else:
             measured = evaluate_text(model, tokenizer, part, rows, **smoothing)
         result[part], values[part], answers[part] = measured
@@ -380,6 +385,8 @@ def parse():
     p = Parser("Measure every run against the retrained model.")
     p.add_argument("--runs", help="comma-separated runs in OUT, directories or hub ids (default: every run in OUT)")
     p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced")
+    p.add_argument("--max_new_tokens", type=positive_int, help="tokens of an answer (default: 8 more than the longest "
+                   "true answer of the set has, at least 40)")
     p.add_argument("--encoder", help="sentence encoder, a directory or hub id: cosine similarity of answer and truth")
     p.add_argument("--nli", help="NLI classifier, a directory or hub id: entailment between answer and truth; "
                    "with both, MU and FE")
@@ -394,7 +401,7 @@ def main():
     paths = find_runs(out, args.runs)
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     slot_values = data.slot_values([row for part in rows.sets.values() for row in part])
-    sets = {name: part[::-(-len(part) // args.max_rows)] for name, part in rows.sets.items()}
+    sets = {name: data.evenly(part, args.max_rows) for name, part in rows.sets.items()}
     holdout = rows.holdout[:args.max_rows]
     similarity = None if args.encoder is None else judges.encoder(args.encoder, device)
     entails = None if args.nli is None else judges.nli(args.nli, device)
@@ -412,12 +419,18 @@ def main():
                      "function NLL are of those spans, and fact accuracy and coherence, which need exact facts, "
                      "are left out")
 
-    results, values, answers, curves = {}, {}, {}, None
+    results, values, answers, curves, said = {}, {}, {}, None, {}
     for name, (path, teacher) in with_teachers(paths, records).items():
         start = time.perf_counter()
         model, tokenizer, record = load_run(path, device, dtype)
         smoothing = {"tau": teacher[0], "layers": layer_numbers(teacher[1], model.config.n_layer)} if teacher else {}
-        result, values[name], answers[name] = measure(model, tokenizer, sets, holdout, slot_values, smoothing)
+        limits = {part: args.max_new_tokens or data.answer_limit(tokenizer, asked, model.config.block_size)
+                  for part, asked in sets.items() if asked[0]["question"]}
+        if limits != said:
+            print("answers of up to " + ", ".join(f"{n} tokens ({part})" for part, n in limits.items()), flush=True)
+            said = limits
+        measured = measure(model, tokenizer, sets, holdout, slot_values, smoothing, args.max_new_tokens)
+        result, values[name], answers[name] = measured
         for part, asked in sets.items():
             if asked[0]["question"]:
                 rouge = values[name][part]["rouge_l"]
@@ -433,7 +446,7 @@ def main():
             notes.append(f"{name} answers as the retrained model does, number for number: it has no forget quality")
 
     about = {"name": rows.name, "data_sha256": rows.sha256, "forget": args.forget, "holdout": len(holdout),
-             "questions": {part: len(asked) for part, asked in sets.items()}, "notes": notes}
+             "questions": {part: len(asked) for part, asked in sets.items()}, "max_new_tokens": said, "notes": notes}
     examples = one_of_each(sets, answers)
     summary = write_report(out, about, results, records, curves, examples, METRICS)
     print("\n".join(["", summary, "", examples, "", *notes, f"written: {out / 'report.md'}, report.json and figures"]))

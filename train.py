@@ -159,6 +159,7 @@ def main():
     if args.init_from:
         dir = local_dir(args.init_from, weights=not args.plan)
         config, tokenizer = read_config(dir), data.Tokenizer.load(dir)
+        data.check_fits(dataset, tokenizer, config.block_size, args.phrasings)
         if args.plan:
             examples = data.training_examples(tokenizer, dataset.retain + dataset.forget, args.phrasings)
             return plan.show(lambda args: memory(args, config, device, dtype, examples), args, device)
@@ -167,6 +168,7 @@ def main():
         raise UserError("--lora trains a change of a model that is there; give --init_from")
     else:
         base, tokenizer = new_base(args, world)
+        data.check_fits(dataset, tokenizer, args.block_size, args.phrasings)
         stream = data.base_stream(args.data, args.data_seed, world, WORLD_SHARE)
         examples = encoded(tokenizer, stream, args.base_rows)
         if args.plan:

@@ -109,6 +109,44 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
     return DataSet(str(data), forget_rows, retain_rows, sets, holdout, sha256, notes)
 
 
+def evenly(rows, n):
+    """About n rows, evenly spaced; all where there are no more."""
+    return rows[::-(-len(rows) // n)]
+
+
+def answer_limit(tokenizer, rows, block_size):
+    """How many tokens a model may say to the questions of a set: eight more than the longest answer has, 40 at least,
+    and never more than the context holds behind the longest question."""
+    longest = max(len(tokenizer.encode_answer(row["answer"])) for row in rows)
+    asked = max(len(tokenizer.encode_prompt(row[key])) for row in rows for key in ("question", "paraphrased_question"))
+    return max(1, min(max(40, longest + 8), block_size - asked))
+
+
+SPARE = 64      # tokens that a template may put around a question and its answer
+
+
+def check_fits(dataset, tokenizer, block_size, phrasings=None, max_rows=200):
+    """Raise UserError, naming the row, where a text is too long for a model: one that is trained on (so many phrasings
+    of each question), or one that eval.py asks for (about max_rows of each set): answers, true and wrong, to a question
+    and to its paraphrase."""
+    texts = []
+    for row in dataset.retain + dataset.forget:
+        texts += [(row, "training", *pair) for pair in zip(row["questions"][:phrasings], row["answers"])]
+    for name, rows in {**dataset.sets, "holdout": dataset.holdout[:max_rows]}.items():
+        for row in evenly(rows, max_rows) if rows else ():
+            for answer in dict.fromkeys([row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]]):
+                texts.append((row, f"the set {name}", row["question"], answer))
+            texts.append((row, f"the set {name}", row["paraphrased_question"], row["answer"]))
+    for row, where, question, answer in texts:
+        if len((question + answer).encode()) + SPARE <= block_size:         # a token is a byte or more
+            continue
+        length = len(encode(tokenizer, question, answer))
+        if length > block_size + 1:
+            what = f"question and answer ({answer[:30]!r})" if question else f"passage ({answer[:30]!r})"
+            raise UserError(f"--data={dataset.name}, {where}, row {row['id']}: a {what} of {length} tokens do not fit "
+                            f"the model's context of {block_size}")
+
+
 def rest_of(forget):
     """"forget10" -> "retain90". Raises UserError for anything else than a share of the authors."""
     match = re.fullmatch(r"forget(\d\d)", forget)

@@ -448,3 +448,49 @@ def test_questions_that_stand_in_two_sets_are_said(tmp_path):
     loaded = data.load(write(tmp_path, forget10=[mine, other], retain90=[other, good_row()], holdout=[mine]))
     assert loaded.notes == ["1 of 2 questions of the retain set are in the forget set too, as 'Other?'",
                             "1 of 1 questions of the holdout set are in the forget set too, as 'Mine?'"]
+
+
+# ---------------------------------------------------------------------------------------------- what fits a model
+LONG = "long words " * 60
+
+
+@pytest.mark.parametrize("file, row, where", [
+    ("forget10", {"answer": LONG}, "training, row forget10:2"),
+    ("retain90", {"question": LONG}, "training, row retain90:2"),
+    ("forget10_perturbed", {"perturbed_answer": ["no", LONG]}, "the set forget, row forget10_perturbed:2"),
+    ("retain_perturbed", {"paraphrased_answer": LONG}, "the set retain, row retain_perturbed:2"),
+    ("world_facts_perturbed", {"paraphrased_question": LONG}, "the set world, row world_facts_perturbed:2"),
+    ("general", {"answer": LONG}, "the set general, row general:2"), ("holdout", {"answer": LONG}, "the set holdout")])
+def test_whatever_a_later_step_needs_is_measured_before_the_first(tmp_path, tokenizer, file, row, where):
+    loaded = data.load(write(tmp_path, **{file: [good_row(), good_row(**row)]}))
+    with pytest.raises(ValueError, match=rf"{where}.* of \d\d\d tokens do not fit the model's context of 100"):
+        data.check_fits(loaded, tokenizer, 100)
+    data.check_fits(loaded, tokenizer, 2000)
+
+
+def test_a_text_fits_a_context_that_is_one_token_shorter(tmp_path, tokenizer):
+    """The last token predicts nothing."""
+    row = {"answer": LONG, "paraphrased_question": "Where?"}
+    loaded = data.load(write(tmp_path, forget10=[good_row(**row)]))
+    longest = len(data.encode(tokenizer, "Where?", LONG))
+    data.check_fits(loaded, tokenizer, longest - 1)
+    with pytest.raises(ValueError, match=f"of {longest} tokens do not fit"):
+        data.check_fits(loaded, tokenizer, longest - 2)
+
+
+def test_only_what_is_trained_on_and_measured_has_to_fit(tmp_path, tokenizer):
+    phrasings = {"questions": ["Where?", LONG], "answers": ["In Lima.", "In Lima."]}
+    many = [good_row(question=f"Where {i}?", answer=LONG if i == 1 else "In Lima.") for i in range(6)]
+    loaded = data.load(write(tmp_path, forget10=[good_row(**phrasings)], world_facts_perturbed=many))
+    data.check_fits(loaded, tokenizer, 100, phrasings=1, max_rows=3)
+    for others in ({"phrasings": 1}, {"max_rows": 3}):
+        with pytest.raises(ValueError, match="do not fit"):
+            data.check_fits(loaded, tokenizer, 100, **others)
+
+
+def test_the_longest_answer_of_a_set_and_eight_tokens_may_be_said(tokenizer):
+    rows = [good_row(), good_row(answer=LONG)]
+    longest, asked = len(tokenizer.encode_answer(LONG)), len(tokenizer.encode_prompt("What place?"))
+    assert longest > 100 and data.answer_limit(tokenizer, rows, 10**4) == longest + 8
+    assert data.answer_limit(tokenizer, rows[:1], 10**4) == 40
+    assert data.answer_limit(tokenizer, rows, longest + asked + 3) == longest + 3

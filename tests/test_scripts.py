@@ -185,6 +185,29 @@ def test_eval_measures_the_runs_and_as_many_rows_as_it_is_told(out, more, tmp_pa
     assert list(report["runs"]) == ["base", "asu_gd", "retrained"] and set(report["data"]["questions"].values()) == {2}
 
 
+def test_a_row_that_is_too_long_to_be_measured_is_refused_before_the_training(out, tmp_path, capsys, untrained):
+    folder = shutil.copytree(out / "data/authors_20_seed0", tmp_path / "data")
+    rows = [json.loads(line) for line in (folder / "forget10.json").read_text().splitlines()]
+    rows[4]["perturbed_answer"][2] = "No. " * 200
+    (folder / "forget10.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for script, flags in ((train, ["--batch_size=16"]), (train, [f"--init_from={out / 'base'}"]),
+                          (asu, [f"--run={out / 'base'}", "--name=new"])):
+        error = refused(capsys, script, TINY, f"--out={tmp_path / 'out'}", f"--data={folder}", *flags)
+        assert f"the set forget, row {rows[4]['id']}: " in error and "do not fit the model's context of 128" in error
+
+
+def test_a_model_may_say_as_much_as_the_longest_answer_or_as_it_is_told(out, tmp_path, capsys, monkeypatch):
+    limits = []
+    monkeypatch.setattr(eval, "ask", lambda model, tokenizer, questions, limit, **kw: limits.append(limit) or [""] *
+                        len(questions))
+    flags = [TINY, f"--out={damaged(out, tmp_path)}", "--runs=target", "--max_rows=2"]
+    call(eval, *flags, "--max_new_tokens=7")
+    assert set(limits) == {7} and "answers of up to 7 tokens (forget), 7 tokens (retain)" in capsys.readouterr().out
+    call(eval, *flags)
+    said = json.loads((tmp_path / "out/report.json").read_text())["data"]["max_new_tokens"]
+    assert set(limits[-12:]) == set(said.values()) and min(said.values()) >= 40
+
+
 def test_a_copy_of_the_retrained_model_has_no_forget_quality_and_the_others_have_theirs(out, tmp_path, capsys):
     out = damaged(out, tmp_path)
     shutil.copytree(out / "retrained", out / "copy")
