@@ -36,7 +36,8 @@ from lab.said import KINDS, answer_kind, continued
 from lab.scores import by_class, nll, score, tau_curves, total
 from lab.statistics import auc, bootstrap, harmonic_mean, interval
 
-ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
+ROUGE = RougeScorer(["rougeL"], use_stemmer=True)                          # knows the letters a to z alone
+ROUGE_OF_ANY_SCRIPT = RougeScorer(["rougeL"], tokenizer=data.Words())
 
 
 # ------------------------------------------------------------------------------------- metrics of one question
@@ -65,13 +66,19 @@ def probability(nll, pert_nll, part):
 
 def rouge_l_recall(prediction, reference):
     """ROUGE-L recall in [0, 1]: longest common subsequence of stemmed words / words of the reference."""
-    return ROUGE.score(reference, prediction)["rougeL"].recall
+    return rouge_l(prediction, reference).recall
 
 
 def rouge_l_f1(prediction, reference):
     """ROUGE-L F1 in [0, 1], of stemmed words: VerbMem of a passage continued, KnowMem of a short answer (MUSE, arXiv
     2407.06460)."""
-    return ROUGE.score(reference, prediction)["rougeL"].fmeasure
+    return rouge_l(prediction, reference).fmeasure
+
+
+def rouge_l(prediction, reference):
+    """ROUGE-L as published where the reference is in the letters a to z, else of the words of data/words.py."""
+    scorer = ROUGE_OF_ANY_SCRIPT if data.BEYOND_ASCII.search(reference) else ROUGE
+    return scorer.score(reference, prediction)["rougeL"]
 
 
 def truth_ratio(para_nll, pert_nll):
@@ -246,6 +253,7 @@ def look(model, tokenizer, part, rows, slot_values, max_new_tokens=None, **smoot
 
     max_new_tokens: of an answer (default: see data.answer_limit)."""
     limit = max_new_tokens or data.answer_limit(tokenizer, rows, model.config.block_size)
+    asking = smoothing | {"max_new_tokens": limit}
     def scored(key):
         return score(model, tokenizer, [(row["question"], row[key]) for row in rows], **smoothing)
     true, para = scored("answer"), scored("paraphrased_answer")
@@ -255,8 +263,8 @@ def look(model, tokenizer, part, rows, slot_values, max_new_tokens=None, **smoot
     pert_nll = nll(wrong).reshape(-1, k)
     right, others = total(true), total(wrong).reshape(-1, k)
     r = truth_ratio(nll(para), pert_nll)
-    predictions = ask(model, tokenizer, [row["question"] for row in rows], limit, **smoothing)
-    heldout = ask(model, tokenizer, [row["paraphrased_question"] for row in rows], limit, **smoothing)
+    predictions = ask(model, tokenizer, [row["question"] for row in rows], **asking)
+    heldout = ask(model, tokenizer, [row["paraphrased_question"] for row in rows], **asking)
     questions = []
     for i, row in enumerate(rows):
         options, facts = "choices" in row, row["facts"] or None

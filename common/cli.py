@@ -206,7 +206,7 @@ non_negative_float = number(float, SMALL, LARGE, f"a number of at least 0 (0, or
 fraction = number(float, 0, 1, "a number from 0 to 1")
 
 
-LAYERS = r"#(-#?)?(,#(-#?)?)*".replace("#", "[0-9]{1,4}")
+LAYERS = r"#(-#?)?(,#(-#?)?)*".replace("#", "(?:[0-9]{1,4})")
 
 
 def layer_list(text):

@@ -33,19 +33,9 @@ from data.batches import (
     split,
     training_examples,
 )
-from data.rows import (
-    DataSet,
-    by_author,
-    complete,
-    digest,
-    fact_pattern,
-    overlaps,
-    passages,
-    questions,
-    states,
-    with_options,
-)
+from data.rows import DataSet, by_author, complete, digest, overlaps, passages, questions, with_options
 from data.tokenizer import ANSWER, PROMPT, TEMPLATES, Tokenizer
+from data.words import BEYOND_ASCII, Words, fact_pattern, normal, states, whole_words
 from data.world import world
 
 GENERATED = ("authors", *prose.WORLDS)
@@ -84,9 +74,9 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
 
     forget_rows, retain_rows = read(forget, needed=True), read(retain, needed=True)
     world_rows = read("world_facts_perturbed")
-    retained = {row["answer"] for row in passages(retain_rows)}
+    retained = {normal(row["answer"]) for row in passages(retain_rows)}
     for row in passages(forget_rows):
-        if row["answer"] in retained:
+        if normal(row["answer"]) in retained:
             raise UserError(f"--data={data}: the passage {row['id']} of {forget} is in {retain} too; a model cannot "
                             "forget and retain the same text")
     sets = {"forget": questions(read(f"{forget}_perturbed") or forget_rows),
@@ -259,7 +249,7 @@ def slot_values(rows):
     for row in rows:
         pools = values.setdefault(row["slot"], [set(POOLS.get(s, ())) for s in row["slot"].split("+")])
         for pool, fact in zip(pools, row["facts"]):
-            pool.add(fact)
+            pool.add(normal(fact))
     return values
 
 

@@ -3,10 +3,10 @@
 import hashlib
 import itertools
 import json
-import re
 from dataclasses import dataclass, field
 
 from common import UserError
+from data.words import normal, states
 
 
 @dataclass
@@ -43,7 +43,7 @@ def digest(*parts):
 
 def overlaps(**sets):
     """Rows of sets that should have none in common -> a note on each two that ask the same question."""
-    notes, asked = [], {name: {row["question"].strip() for row in rows} - {""} for name, rows in sets.items()}
+    notes, asked = [], {name: {normal(row["question"].strip()) for row in rows} - {""} for name, rows in sets.items()}
     for (one, first), (other, second) in itertools.combinations(asked.items(), 2):
         if common := first & second:
             notes.append(f"{len(common)} of {len(second)} questions of the {other} set are in the {one} set too, as "
@@ -70,15 +70,6 @@ def by_author(rows, parts):
     for row in rows:
         shares[share[row["author"] or row["id"]]].append(row)
     return shares
-
-
-def states(text, facts):
-    """True if the text contains every fact as whole words: states("Born in Lima.", ["Lima"]) -> True."""
-    return all(fact_pattern(fact).search(text) for fact in facts)
-
-
-def fact_pattern(fact):
-    return re.compile(rf"(?<!\w){re.escape(fact)}(?!\w)")
 
 
 # ----------------------------------------------------------------------------------------------- the schema

@@ -2,6 +2,8 @@
 
 import re
 
+import regex
+
 import data
 
 REFUSAL = re.compile(r"\b(I (do not|don't|cannot|can't) (know|answer|say|recall)|not (sure|aware)|"
@@ -19,11 +21,12 @@ def answer_kind(answer, row, slot_values):
     if REFUSAL.search(answer):
         return "refusal"
     for phrasing in [*row["answers"], row["paraphrased_answer"]]:
-        pattern = re.escape(phrasing)
-        for fact in map(re.escape, row["facts"]):
-            pattern = re.sub(rf"(\ban?\\ )?\b{re.escape(fact)}(?!\w)",
-                             lambda m: (r"an?\ " if m[1] else "") + "(.+)", pattern, count=1)
-        match = re.fullmatch(pattern, answer)
+        pattern = re.escape(data.normal(phrasing))
+        for fact in map(data.normal, row["facts"]):
+            word = data.whole_words(regex.escape(re.escape(fact)), fact)
+            pattern = regex.sub(rf"(\ban?\\ )?{word}", lambda m: (r"an?\ " if m[1] else "") + "(.+)", pattern, count=1,
+                                flags=regex.V1)
+        match = re.fullmatch(pattern, data.normal(answer))
         if match and all(value in pool for value, pool in zip(match.groups(), slot_values[row["slot"]])):
             return "wrong"
     return "gibberish"

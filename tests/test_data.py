@@ -494,3 +494,36 @@ def test_the_longest_answer_of_a_set_and_eight_tokens_may_be_said(tokenizer):
     assert longest > 100 and data.answer_limit(tokenizer, rows, 10**4) == longest + 8
     assert data.answer_limit(tokenizer, rows[:1], 10**4) == 40
     assert data.answer_limit(tokenizer, rows, longest + asked + 3) == longest + 3
+
+
+# ---------------------------------------------------------------------------------------------- words of any script
+@pytest.mark.parametrize("text, fact, stated", [
+    ("王伟在北京出生。", "北京", True), ("王伟在北京出生。", "南京", False), ("生於2001年。", "2001", True),
+    ("生於2001年。", "200", False), ("생일은 서울에서", "서울", True), ("東京タワー", "東京", True),
+    ("เขาเกิดที่กรุงเทพ", "กรุงเทพ", True), ("Он родился в Москве.", "Москве", True),
+    ("Он из Подмосковья.", "Москов", False), ("Zu\u0308rich", "Z\u00fcrich", True),
+    ("Z\u00fcrich", "Zu\u0308rich", True), ("Zu\u0308rich", "Zu", False), ("\uff2c\uff49\uff4d\uff41", "Lima", True),
+    ("Limassol", "Lima", False), ("in Lima.", "Lima", True), ("Lima_1", "Lima", False), ("राम घर", "रा", False),
+    ("costs $5.", "$5", True), ("costs $50.", "$5", False)])
+def test_facts_are_stated_in_any_script_and_any_form_of_unicode(text, fact, stated):
+    assert data.states(text, [fact]) == stated
+
+
+def test_a_fact_of_a_script_without_blanks_marks_its_tokens(tokenizer):
+    classes = data.token_classes(tokenizer, "王伟在北京出生。", ["北京"], "")
+    assert classes.count(data.FACT) == 6                    # three bytes a character, and a tokenizer of English
+
+
+def test_words_of_any_script():
+    words = data.Words().tokenize
+    assert words("Он родился в Москве.") == ["он", "родился", "в", "москве"]
+    assert words("王伟在 北京。") == list("王伟在北京")
+    assert words("Zu\u0308rich") == words("Z\u00dcRICH") == ["z\u00fcrich"]
+    assert words("It's 2001, running writers") == ["it", "s", "2001", "run", "writer"]
+
+
+def test_the_same_passage_in_another_form_of_unicode_cannot_be_both_forgotten_and_retained(tmp_path):
+    write(tmp_path, forget10=[good_row(), {"text": "Caf\u00e9 society."}],
+          retain90=[good_row(), {"text": "Cafe\u0301 society."}])
+    with pytest.raises(ValueError, match="cannot forget and retain the same text"):
+        data.load(str(tmp_path))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rouge_score.rouge_scorer import RougeScorer
 
 import data
 import eval
@@ -41,6 +42,28 @@ def test_rouge_l_recall():
     assert eval.rouge_l_recall("born in Lima", "She was born in Lima.") == pytest.approx(3 / 5)
     assert eval.rouge_l_recall("", "She was born.") == 0
     assert eval.rouge_l_recall("writes many books", "writing many book") == 1       # stemmed
+    for answer, true, recall in (("Он родился в Москве", "Она родилась в Москве.", 2 / 4), ("", "北京", 0),
+                                 ("王伟在南京", "王伟在北京。", 4 / 5), ("In Zu\u0308rich", "in Z\u00fcrich", 1),
+                                 ("Paris", "Москва", 0)):
+        assert eval.rouge_l_recall(answer, true) == pytest.approx(recall) and eval.rouge_l_f1(true, true) == 1
+
+
+def test_rouge_of_a_reference_in_english_letters_is_that_of_rouge_score(authors):
+    """Whatever is said to it."""
+    own = RougeScorer(["rougeL"], use_stemmer=True)
+    answers = [row["answer"] for row in authors[0][:40]]
+    for true, answer in zip(answers, [*answers[1:], "Caf\u00e9 \u5317\u4eac na\u00efve"]):
+        score = own.score(true, answer)["rougeL"]
+        assert eval.rouge_l_recall(answer, true) == score.recall and eval.rouge_l_f1(answer, true) == score.fmeasure
+
+
+def test_a_wrong_answer_in_a_script_without_blanks_is_told_from_gibberish():
+    row = {"facts": ["\u5317\u4eac"], "slot": "city", "answers": ["\u738b\u4f1f\u5728\u5317\u4eac\u51fa\u751f\u3002"],
+           "paraphrased_answer": "\u5317\u4eac\u3002"}
+    values = {"city": [{"\u5317\u4eac", "\u5357\u4eac"}]}
+    answers = [row["answers"][0].replace("\u5317", other) for other in "\u5317\u5357\u897f"]
+    kinds = [said.answer_kind(answer, row, values) for answer in answers]
+    assert kinds == ["correct", "wrong", "gibberish"]
 
 
 def test_token_entropy():

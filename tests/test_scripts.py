@@ -198,8 +198,8 @@ def test_a_row_that_is_too_long_to_be_measured_is_refused_before_the_training(ou
 
 def test_a_model_may_say_as_much_as_the_longest_answer_or_as_it_is_told(out, tmp_path, capsys, monkeypatch):
     limits = []
-    monkeypatch.setattr(eval, "ask", lambda model, tokenizer, questions, limit, **kw: limits.append(limit) or [""] *
-                        len(questions))
+    monkeypatch.setattr(eval, "ask", lambda model, tokenizer, questions, **kw: limits.append(kw["max_new_tokens"]) or
+                        [""] * len(questions))
     flags = [TINY, f"--out={damaged(out, tmp_path)}", "--runs=target", "--max_rows=2"]
     call(eval, *flags, "--max_new_tokens=7")
     assert set(limits) == {7} and "answers of up to 7 tokens (forget), 7 tokens (retain)" in capsys.readouterr().out
@@ -541,6 +541,7 @@ def test_bad_flags_get_one_line(out, capsys, script, flag, message):
     (train, "--epochs=" + "9" * 5000, "9... is not a whole number of at least 1"),
     (train, "--seed=" + "9" * 400, "9... is not a whole number from 0 on"),
     (asu, "--layers=0-99999999999", "not a list of layers"), (asu, "--layers=0-9999", "layers 0 to 1"),
+    (asu, "--layers=00001", "not a list of layers"),
     (asu, "--tau=1e-30", "1e-30 is not a number above 0"), (asu, "--alpha=1e38", "1e38 is not a number above 0"),
     (asu, "--tau=1e400", "is not a number"), (asu, "--lr=1e-300", "is not a number above 0"),
     (sample, "--temperature=1e-45", "1e-45 is not a number of at least 0"),
