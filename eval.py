@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from nltk.stem.porter import PorterStemmer  # comes with rouge_score
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp
 
@@ -37,7 +38,7 @@ from lab.scores import by_class, nll, score, tau_curves, total
 from lab.statistics import auc, bootstrap, harmonic_mean, interval
 
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)                          # knows the letters a to z alone
-ROUGE_OF_ANY_SCRIPT = RougeScorer(["rougeL"], tokenizer=data.Words())
+ROUGE_OF_ANY_SCRIPT = RougeScorer(["rougeL"], tokenizer=data.Words(PorterStemmer().stem))
 
 
 # ------------------------------------------------------------------------------------- metrics of one question

@@ -138,11 +138,14 @@ def files_in(path):
                   if file.is_symlink() or not file.is_dir())
 
 
-def sha256(path):
+def sha256(path, size=None):
+    """Of a file, or of its first `size` bytes."""
     digest = hashlib.sha256()
+    left = os.path.getsize(path) if size is None else size
     with open(path, "rb") as f:
-        while chunk := f.read(2**20):                       # a file may be larger than memory
+        while chunk := f.read(min(2**20, left)):            # a file may be larger than memory
             digest.update(chunk)
+            left -= len(chunk)
     return digest.hexdigest()
 
 

@@ -9,14 +9,12 @@ import functools
 import unicodedata
 
 import regex
-from nltk.stem.porter import PorterStemmer
 
 UNSPACED = "".join(rf"\p{{{script}}}" for script in ("Han", "Hiragana", "Katakana", "Hangul", "Thai", "Lao", "Khmer",
                                                      "Myanmar", "Tibetan"))
 UNSPACED_LETTER = regex.compile(f"[{UNSPACED}]")
 WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]]+", regex.V1)
 BEYOND_ASCII = regex.compile(r"[[\p{L}\p{N}\p{M}]--[\x00-\x7f]]", regex.V1)
-STEMMER = PorterStemmer()
 
 
 def normal(text):
@@ -27,11 +25,14 @@ def normal(text):
 class Words:
     """A tokenizer for rouge_score, which by itself knows the letters a to z alone. English words are stemmed as there.
 
-    Words().tokenize("Writers in Москва, 北京") -> ["writer", "in", "москва", "北", "京"]"""
+    Words(PorterStemmer().stem).tokenize("Writers in Москва, 北京") -> ["writer", "in", "москва", "北", "京"]"""
+
+    def __init__(self, stem):
+        self.stem = stem
 
     def tokenize(self, text):
         words = WORD.findall(normal(text).casefold())
-        return [STEMMER.stem(word) if word.isascii() and len(word) > 3 else word for word in words]
+        return [self.stem(word) if word.isascii() and len(word) > 3 else word for word in words]
 
 
 def states(text, facts):

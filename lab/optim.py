@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common import UserError
 from common.cli import differences
-from common.files import write_file
+from common.files import sha256, write_file
 from lab import parallel
 
 
@@ -157,26 +157,31 @@ class Log:
                         "world_size": parallel.world_size, "sharded": parallel.sharded(self.model)}
 
 
-CHECKPOINT = b"checkpoint sha256 %s\n"                      # the file's first line; then what torch.save wrote
+ENDING = "\nsha256 {}\n"     # of a checkpoint: the hash of what torch.save wrote before it
+ENDING_SIZE = len(ENDING.format("0" * 64))
 
 
 def write_checkpoint(path, state):
-    """Write a checkpoint with its own hash before it."""
+    """Write a checkpoint and its own hash behind it."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getvalue()
-    write_file(path, CHECKPOINT % hashlib.sha256(content).hexdigest().encode() + content)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    buffer.write(ENDING.format(digest).encode())
+    write_file(path, buffer.getbuffer())
 
 
 def read_checkpoint(path, settings):
     """A checkpoint of Log. Raises UserError where it is damaged or of other settings."""
     def damaged(why):
         return UserError(f"{path} is damaged ({why}); remove it, or leave out --resume")
-    first, _, content = path.read_bytes().partition(b"\n")
-    if first + b"\n" != CHECKPOINT % hashlib.sha256(content).hexdigest().encode():
-        raise damaged("its bytes do not have the hash that its first line says")
+    size = path.stat().st_size - ENDING_SIZE
+    with open(path, "rb") as f:
+        f.seek(max(0, size))
+        ending = f.read()
+    if size < 0 or ending != ENDING.format(sha256(path, size)).encode():
+        raise damaged("its bytes do not have the hash that it ends in")
     try:
-        saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        saved = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as e:
         raise damaged(type(e).__name__) from e
     kinds = {"model": dict, "optimizer": dict, "step": int, "record": dict, "settings": dict}

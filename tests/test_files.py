@@ -56,6 +56,7 @@ def test_the_hash_of_a_file_is_that_of_all_its_bytes(tmp_path):
     for part in (b"", contents[:10], contents):
         (tmp_path / "file").write_bytes(part)
         assert files.sha256(tmp_path / "file") == hashlib.sha256(part).hexdigest()
+        assert files.sha256(tmp_path / "file", 7) == hashlib.sha256(part[:7]).hexdigest()
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):

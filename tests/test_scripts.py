@@ -396,7 +396,8 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(tmp_path, interru
     assert "tau was 1000.0, is 3.0" in refused(capsys, asu, *interrupted, "--resume", "--tau=3")
     file = tmp_path / "asu_gd.resume.pt"
     content = file.read_bytes()
-    for bad in (content[:1000], content[:-1] + bytes([content[-1] ^ 1]), content[80:], b"", b"x" * 5000):
+    for bad in (content[:1000], content[:-1] + bytes([content[-1] ^ 1]), content[:-optim.ENDING_SIZE], content[80:],
+                b"", b"x" * 5000):
         file.write_bytes(bad)
         assert "asu_gd.resume.pt is damaged" in refused(capsys, asu, *interrupted, "--resume")
 
@@ -404,7 +405,7 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(tmp_path, interru
 def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_used(tmp_path, interrupted, capsys):
     """Each with a hash that is right."""
     file = tmp_path / "asu_gd.resume.pt"
-    settings = torch.load(io.BytesIO(file.read_bytes().partition(b"\n")[2]), weights_only=True)["settings"]
+    settings = torch.load(file, weights_only=True)["settings"]
 
     def other(change):
         saved = optim.read_checkpoint(file, settings)
