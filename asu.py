@@ -108,7 +108,7 @@ def asks(loss):
 
 def smooths(method):
     """Whether a method has a forget-teacher."""
-    return any(name.startswith("teacher_") for name in asks(METHODS[method]))
+    return any(name.removeprefix("refused_").startswith("teacher_") for name in asks(METHODS[method]))
 
 
 # ------------------------------------------------------------------------------------------------- theta_0
@@ -290,8 +290,9 @@ def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta
         return
     if tau is None:
         raise UserError(f"method {method} needs tau, the attention temperature of its teacher")
-    scales, plain = model.attention_scales(tau, layers)[:hidden_layer], model.attention_scales()
-    if method == "asu_hidden" and all(torch.as_tensor(scale).eq(at_1).all() for scale, at_1 in zip(scales, plain)):
+    model.attention_scales(tau, layers)                     # refuses a bad tau or layers
+    below, tau = [i for i in range(hidden_layer) if layers is None or i in layers], torch.as_tensor(tau)
+    if method == "asu_hidden" and (not below or (tau[below] if tau.dim() else tau).eq(1).all()):
         raise UserError(f"the teacher's hidden state after {hidden_layer} layers is the model's own, because no layer "
                         "before it is smoothed")
 

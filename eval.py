@@ -28,11 +28,11 @@ from common.cli import Parser, layer_numbers, pick_device, positive_int, run
 from common.files import check_writable
 from lab import judges
 from lab.answers import ask
-from lab.entries import find_runs, fitting, misfit, teachers, with_teachers  # noqa: F401  (some are for who imports eval)
+from lab.entries import find_runs, fitting, with_teachers
 from lab.facts import find_in_sets
 from lab.report import one_of_each, write_report
 from lab.runs import load_run
-from lab.said import KINDS, REFUSAL, answer_kind, continued  # noqa: F401
+from lab.said import KINDS, answer_kind, continued
 from lab.scores import by_class, nll, score, tau_curves, total
 from lab.statistics import auc, bootstrap, harmonic_mean, interval
 

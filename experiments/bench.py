@@ -1,6 +1,7 @@
 """What a step costs: time, memory, and the share of what the machine can multiply.
 
-    python -m experiments.bench --run=smollm2          OUT/bench/bench.md and bench.json (python -m data.smollm2 --out=smollm2)
+    python -m data.smollm2 --out=smollm2
+    python -m experiments.bench --run=smollm2          OUT/bench/bench.md and bench.json
     python -m experiments.bench --parts=train
 
 step            one step of ASU on --run: ours, ours with a live teacher, and the recipe of the paper's released code
@@ -8,16 +9,15 @@ transformers    our model against transformers' on --run, the same weights and r
 train           the model that train.py makes from scratch
 gpu             step, on the shapes of Llama 3 with random weights in bfloat16, every weight trained
 
-Rows are random tokens of TOFU's lengths, see rows(); padding is in no count of tokens or operations. Seconds are the median of
---repeats after a warm-up. Every line of step and gpu is a process of its own, so that its peak memory is its own.
+Rows are random tokens of TOFU's lengths, see rows(); padding is in no count of tokens or operations. Seconds are the
+median of --repeats after a warm-up. Every line of step and gpu is a process of its own, so that its peak memory is its
+own.
 """
 
 import concurrent.futures
 import copy
 import importlib.util
-import itertools
 import json
-import multiprocessing
 import platform
 import random
 import statistics
@@ -36,9 +36,11 @@ from common.cli import Parser, pick_device, positive_int, run
 from common.files import check_writable, write_file
 from common.hf import local_dir
 from data import mean_over_answers
+from experiments.trials import workers
 from lab.answers import answer_nll
 from lab.lora import add_lora
-from lab.runs import adamw, load_run, peak_mb
+from lab.optim import adamw, peak_mb
+from lab.runs import load_run
 from model import ModelConfig, Transformer
 
 TAU, LR = 2.3, 1e-5                                 # of the released code, for Llama-2-7B on TOFU
@@ -50,25 +52,31 @@ SHAPES = {"Llama-3.2-1B": LLAMA3 | dict(n_layer=16, n_embd=2048, n_hidden=8192),
 
 def rows(n, vocab_size, seed):
     """n examples as long as TOFU's are: prompts of 15 to 45 tokens, answers of 20 to 60, evenly distributed."""
-    rng = random.Random(f"bench {seed}")
-    return [data.Example(*(rng.choices(range(vocab_size), k=rng.randint(*ends)) for ends in ((15, 45), (20, 60)))) for _ in range(n)]
+    rng, examples = random.Random(f"bench {seed}"), []
+    for _ in range(n):
+        prompt = rng.choices(range(vocab_size), k=rng.randint(15, 45))
+        examples.append(data.Example(prompt, rng.choices(range(vocab_size), k=rng.randint(20, 60))))
+    return examples
 
 
 # ------------------------------------------------------------------------------------------------- recipes
 def ours(model, forget, retain, teacher="cached"):
     """asu.py: rows padded to the longest, only answers projected to the vocabulary. -> function () that yields the
     forget and the retain loss"""
-    frozen, numbers = {"teacher": asu.TEACHERS[teacher](model, forget, TAU)}, range(len(forget))
+    theta_0 = asu.Frozen(model, TAU, live=teacher == "live")
+    theta_0.remember(asu.asu, forget)
 
     def losses():
-        yield asu.asu(asu.Answers(model, forget, numbers, frozen))
-        yield asu.gd(asu.Answers(model, retain, numbers, {}))
+        for loss, examples in ((asu.asu, forget), (asu.gd, retain)):
+            tensors, _ = asu.look(model, theta_0, examples, loss)
+            yield loss(**tensors)
     return losses
 
 
 def released(model, forget, retain):
-    """The released code's way, from its description: a second model in memory that runs on every step, all rows padded to
-    500 tokens (or the model's context), logits of every position; the mask comes last. The mathematics is ours. -> as ours"""
+    """The released code's way, from its description: a second model in memory that runs on every step, all rows padded
+    to 500 tokens (or the model's context), logits of every position; the mask comes last. The mathematics is ours.
+    -> as ours"""
     teacher, width = copy.deepcopy(model).requires_grad_(False), min(RELEASED_WIDTH, model.config.block_size)
 
     def padded(examples):
@@ -102,23 +110,24 @@ def with_lora(model, forget, retain):
     return ours(model, forget, retain)
 
 
-# Each prepares a model (and may freeze or add weights: the optimizer takes what then wants a gradient) and returns its losses.
+# Each prepares a model and returns its losses. It may freeze or add weights: the optimizer takes what wants a gradient.
 RECIPES = {"ours": ours, "ours, checkpointing": checkpointed, "ours, LoRA": with_lora,
            "ours, live teacher": partial(ours, teacher="live"), "released recipe": released}
 
 
 # ---------------------------------------------------------------------------------------------- measuring
 def timed(*functions, repeats, device):
-    """Call each in turn, `repeats` times after a warm-up -> for each, (median seconds, what its first call returned)."""
+    """Call each in turn, `repeats` times after a warm-up -> for each (median seconds, what its first call returned)."""
     seconds, first = [[] for _ in functions], []
-    for i, (f, times) in itertools.product(range(repeats + 1), zip(functions, seconds)):
-        start = time.perf_counter()
-        result = f()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-        if i == 0:
-            first.append(result)
+    for repeat in range(repeats + 1):
+        for f, times in zip(functions, seconds):
+            start = time.perf_counter()
+            result = f()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+            if repeat == 0:
+                first.append(result)
     return [(statistics.median(times[1:]), result) for times, result in zip(seconds, first)]
 
 
@@ -131,9 +140,9 @@ def matmul_flops(device, dtype, n):
 def train_flops(c, examples):
     """Of forward and backward pass over examples, by the model's matrix products alone, without padding.
 
-    A weight costs 2 operations a token forward and 4 backward; a row of T tokens and A answer tokens meets the weights of
-    the layers T times and those of the head A times. Attention multiplies T x T scores by hs twice in each of nh heads;
-    what the causal mask spares is not deducted."""
+    A weight costs 2 operations a token forward and 4 backward; a row of T tokens and A answer tokens meets the weights
+    of the layers T times and those of the head A times. Attention multiplies T x T scores by hs twice in each of nh
+    heads; what the causal mask spares is not deducted."""
     heads = c.n_head * c.head_dim
     layer = 2 * c.n_embd * heads + 2 * c.n_embd * c.n_kv_head * c.head_dim + 3 * c.n_embd * c.n_hidden
     lengths = [(len(e) - 1, len(e.answer)) for e in examples]       # the last token predicts nothing
@@ -164,7 +173,7 @@ def tokens(examples):
 def stepper(model, losses, lr):
     """-> function () that takes one step (backward, clipping, AdamW) and returns the losses, whose sum it lowers.
 
-    losses() gives those that go backward one by one, as runs.fit has them; the released code's come together."""
+    losses() gives those that go backward one by one, as asu.unlearn has them; the released code's come together."""
     optimizer = adamw(model, lr, 0.01)
 
     def step():
@@ -186,7 +195,7 @@ def step_row(source, recipe, args, dtype=None, matmul=2048):
     try:
         model = random_model(source, device, dtype) if isinstance(source, dict) else load_run(source, device, dtype)[0]
         examples, start = random_rows(model, args), time.perf_counter()
-        losses = RECIPES[recipe](model, examples[::2], examples[1::2])
+        losses = RECIPES[recipe](model, examples[::2], examples[1::2])          # half to forget, half to retain
         setup = time.perf_counter() - start
         step = stepper(model, losses, LR)
         [(seconds, (forget_loss, retain_loss))] = timed(step, repeats=args.repeats, device=device)
@@ -194,8 +203,8 @@ def step_row(source, recipe, args, dtype=None, matmul=2048):
         return {"variant": f"{recipe}: out of memory"}
     peak, limit = peak_mb(device), matmul_flops(device, model.dtype, matmul)
     return {"variant": recipe, "seconds": seconds, "tokens_per_s": tokens(examples) / seconds, "peak_mb": peak,
-            "share": train_flops(model.config, examples) / seconds / limit, "matmul_flops": limit, "setup_seconds": setup,
-            "forget_loss": forget_loss, "retain_loss": retain_loss}
+            "share": train_flops(model.config, examples) / seconds / limit, "matmul_flops": limit,
+            "setup_seconds": setup, "forget_loss": forget_loss, "retain_loss": retain_loss}
 
 
 def transformers_rows(path, args):
@@ -225,14 +234,16 @@ def transformers_rows(path, args):
     pairs = {"forward": (torch.no_grad()(lambda: model(idx)), torch.no_grad()(lambda: theirs(idx)), tokens(examples)),
              "forward and backward": (lambda: both(model, model), lambda: both(theirs, other), tokens(examples)),
              f"generate {n} tokens a row": (lambda: model.generate(prompts, n, eos_id=[]), generate, n * len(prompts))}
-    found, first = [], []
+    lines, first = [], []
     for what, (mine, his, count) in pairs.items():
-        for variant, (seconds, result) in zip(("ours", "transformers"), timed(mine, his, repeats=args.repeats, device=device)):
-            found.append({"what": what, "variant": variant, "seconds": seconds, "tokens_per_s": count / seconds})
+        times = timed(mine, his, repeats=args.repeats, device=device)
+        for variant, (seconds, result) in zip(("ours", "transformers"), times):
+            lines.append({"what": what, "variant": variant, "seconds": seconds, "tokens_per_s": count / seconds})
             first.append(result)
-    a, b, *_, c, d = first
-    found[-1] |= {"logits_differ": ((a - b).abs().max() / a.abs().max()).item(), "same_tokens": c == d}
-    return found
+    logits, other_logits, *_, generated, other_generated = first
+    lines[-1] |= {"logits_differ": ((logits - other_logits).abs().max() / logits.abs().max()).item(),
+                  "same_tokens": generated == other_generated}
+    return lines
 
 
 def train_row(args, flags=(), matmul=2048):
@@ -243,7 +254,7 @@ def train_row(args, flags=(), matmul=2048):
     model.to(device, dtype)
     steps = args.repeats * 10                                       # they take milliseconds
     stream = data.base_stream("authors", args.data_seed, world, train.WORLD_SHARE)
-    examples = [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, (steps + 1) * flags.batch_size)]
+    examples = train.encoded(tokenizer, stream, (steps + 1) * flags.batch_size)
     batches = data.bucketed([len(e) for e in examples], flags.batch_size, random.Random(args.seed))
     queue = iter(batches)
 
@@ -260,35 +271,44 @@ def train_row(args, flags=(), matmul=2048):
 # ------------------------------------------------------------------------------------------------- report
 def fresh(f, *args):
     """f(*args) in a new process. The parent holds no model: a child's peak starts from its parent's."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with workers(1) as pool:
         try:
             return pool.submit(f, *args).result()
         except concurrent.futures.process.BrokenProcessPool as e:
-            raise UserError("the process was killed, most likely for its memory; a smaller --batch_size needs less") from e
+            raise UserError("the process was killed, most likely for its memory; a smaller --batch_size needs "
+                            "less") from e
 
 
-def table(found):
-    """Rows -> a Markdown table. Ratios are to the first row of the same `what`, which is ours."""
-    lines = ["| what | variant | seconds | x | peak MB | x | tokens/s | of matmul limit |", "|---|---|---:|---:|---:|---:|---:|---:|"]
-    for row in found:
-        base = next(r for r in found if r["what"] == row["what"])
-        cells = [row["what"], row["variant"]]
+def table(measured):
+    """Lines of the report -> a Markdown table. Ratios are to the first line of the same `what`, which is ours."""
+    lines = ["| what | variant | seconds | x | peak MB | x | tokens/s | of matmul limit |",
+             "|---|---|---:|---:|---:|---:|---:|---:|"]
+    for line in measured:
+        base = next(other for other in measured if other["what"] == line["what"])
+        cells = [line["what"], line["variant"]]
         for key, form in (("seconds", ".4g"), ("peak_mb", ".0f")):
-            have = key in row and key in base
-            cells += [f"{row[key]:{form}}" if key in row else "-", f"{row[key] / base[key]:.2f}" if have else "-"]
-        cells += [f"{row[key]:{form}}" if key in row else "-" for key, form in (("tokens_per_s", ".0f"), ("share", ".0%"))]
+            cells.append(f"{line[key]:{form}}" if key in line else "-")
+            cells.append(f"{line[key] / base[key]:.2f}" if key in line and key in base else "-")
+        for key, form in (("tokens_per_s", ".0f"), ("share", ".0%")):
+            cells.append(f"{line[key]:{form}}" if key in line else "-")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def notes(found):
-    """What the rows say beside their numbers, in lines of text."""
-    return [f"{r['what']}, {r['variant']}: first losses {r['forget_loss']:.6f} forget, {r['retain_loss']:.6f} retain; "
-            f"{r['setup_seconds']:.1f} s before the first step" for r in found if "forget_loss" in r] \
-        + [f"transformers: logits differ by {r['logits_differ']:.1e} of the largest, greedy tokens "
-           f"{'are the same' if r['same_tokens'] else 'differ'}" for r in found if "same_tokens" in r] \
-        + [f"{what}: the limit, measured in the same process, is {r['matmul_flops'] / 1e9:.0f} GFLOP/s"
-           for what, r in {r["what"]: r for r in found if "matmul_flops" in r}.items()]
+def notes(measured):
+    """What the lines say beside their numbers -> list of texts."""
+    losses, limits, same = [], {}, []
+    for line in measured:
+        if "forget_loss" in line:
+            losses.append(f"{line['what']}, {line['variant']}: first losses {line['forget_loss']:.6f} forget, "
+                          f"{line['retain_loss']:.6f} retain; {line['setup_seconds']:.1f} s before the first step")
+        if "same_tokens" in line:
+            same.append(f"transformers: logits differ by {line['logits_differ']:.1e} of the largest, greedy tokens "
+                        f"{'are the same' if line['same_tokens'] else 'differ'}")
+        if "matmul_flops" in line:
+            limits[line["what"]] = (f"{line['what']}: the limit, measured in the same process, is "
+                                    f"{line['matmul_flops'] / 1e9:.0f} GFLOP/s")
+    return losses + same + list(limits.values())
 
 
 PARTS = ("step", "transformers", "train", "gpu")
@@ -300,7 +320,8 @@ def parse():
     add("--run", help="the model of step and transformers: a run, HF directory or hub id (default OUT/target)")
     add("--parts", default=",".join(PARTS), help="comma-separated")
     add("--repeats", type=positive_int, default=5, help="timed calls of everything, after one that is not")
-    add("--batch_size", type=positive_int, default=4, help="forget rows a step, and as many retain rows; the released code's is 4")
+    add("--batch_size", type=positive_int, default=4, help="forget rows a step, and as many retain rows; the released "
+        "code's is 4")
     add("--new_tokens", type=positive_int, default=40, help="to generate")
     return p.parse_args()
 
@@ -313,26 +334,29 @@ def main():
         raise UserError(f"--parts: {unknown[0]!r} is not one of {','.join(PARTS)}")
     if "transformers" in parts and importlib.util.find_spec("transformers") is None:
         raise UserError("the package transformers is missing; install it, or leave transformers out of --parts")
-    found, lines = [], []
+    measured, left_out = [], []
     if "step" in parts:
-        found += [{"what": "ASU step"} | fresh(step_row, path, recipe, args, dtype) for recipe in RECIPES]
+        measured += [{"what": "ASU step"} | fresh(step_row, path, recipe, args, dtype) for recipe in RECIPES]
     if "transformers" in parts:
-        found += fresh(transformers_rows, path, args)
+        measured += fresh(transformers_rows, path, args)
     if "train" in parts:
-        found.append(fresh(train_row, args))
+        measured.append(fresh(train_row, args))
     if "gpu" in parts and device.type == "cuda":
-        found += [{"what": f"ASU step, {name}"} | fresh(step_row, shape, recipe, args, torch.bfloat16, 8192)
-                  for name, shape in SHAPES.items() for recipe in RECIPES]
+        for name, shape in SHAPES.items():
+            measured += [{"what": f"ASU step, {name}"} | fresh(step_row, shape, recipe, args, torch.bfloat16, 8192)
+                         for recipe in RECIPES]
     elif "gpu" in parts:
-        lines.append(f"gpu: left out, --device={device} is no GPU of CUDA's")
-    machine = {"device": str(device), "name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-               "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
-    lines = ["x: times the first line of the same kind."] + notes(found) + lines + [", ".join(f"{k} {v}" for k, v in machine.items())]
-    text = table(found) + "\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+        left_out.append(f"gpu: left out, --device={device} is no GPU of CUDA's")
+    machine = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+               "name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+               "python": platform.python_version()}
+    lines = ["x: times the first line of the same kind.", *notes(measured), *left_out,
+             ", ".join(f"{k} {v}" for k, v in machine.items())]
+    text = table(measured) + "\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
     print(text, end="")
-    folder = Path(args.out) / "bench"
+    folder, report = Path(args.out) / "bench", {"settings": vars(args), "machine": machine, "rows": measured}
     write_file(folder / "bench.md", text)
-    write_file(folder / "bench.json", json.dumps({"settings": vars(args), "machine": machine, "rows": found}, indent=1) + "\n")
+    write_file(folder / "bench.json", json.dumps(report, indent=1) + "\n")
     print(f"written: {folder}/bench.md and bench.json")
 
 

@@ -1,19 +1,20 @@
 """Real knowledge to forget: what a downloaded model itself knows of the world's capitals.
 
-    python -m experiments.capitals --run=smollm2 --out=capitals                # --forget=europe, asia, africa, americas, oceania
+    python -m experiments.capitals --run=smollm2 --out=capitals     # --forget=europe, asia, africa, americas, oceania
     python asu.py @config/capitals.args --run=smollm2 --data=capitals
 
-A fact is known if the model answers at least two of the four or five training questions about it with a complete sentence that
-states the value once and no other value of that kind. It is asked greedily, in its chat template, and its first sentence counts.
-What the question gives away (Mexico City, Luxembourg) is not asked. The directory that is written holds, of what is known:
+A fact is known if the model answers at least two of the four or five training questions about it with a complete
+sentence that states the value once and no other value of that kind. It is asked greedily, in its chat template, and
+its first sentence counts. What the question gives away (Mexico City, Luxembourg) is not asked. The directory that is
+written holds, of what is known:
     forget.json                  the capitals of one continent
     retain.json                  two of three of the capitals elsewhere, the neighbours, to train on
     forget_perturbed.json        the same rows, to evaluate
-    retain_perturbed.json        the rest of the neighbours, to evaluate: no training sees them, so they show what happens around
-    world_facts_perturbed.json   other facts: languages (of the countries to be forgotten too), opposites, chemical symbols
+    retain_perturbed.json        the rest of the neighbours, to evaluate: no training sees them
+    world_facts_perturbed.json   languages (of the countries to forget too), opposites, chemical symbols
     general.json                 passages of plain English
-The answers are the model's own sentences, not ours: the teacher then smooths what the model would say anyway, so that the fact
-is all there is to change; sentences of ours would have their words changed beside it.
+The answers are the model's own sentences, not ours: the teacher then smooths what the model would say anyway, so that
+the fact is all there is to change; sentences of ours would have their words changed beside it.
 """
 
 import argparse
@@ -33,66 +34,68 @@ from data.world import pairs
 from lab.answers import ask
 from lab.runs import load_run
 
-# A slash divides spellings, a bar or the last blank subject and value; _ is a blank inside a name. All members of the United
-# Nations but Bolivia, Equatorial Guinea, Eswatini, Israel, Nauru, South Africa and Sri Lanka, where there is no capital, more
-# than one, or one that is disputed or being moved.
+# A slash divides spellings, a bar or the last blank subject and value; _ is a blank inside a name. All members of the
+# United Nations but Bolivia, Equatorial Guinea, Eswatini, Israel, Nauru, South Africa and Sri Lanka, where there is no
+# capital, more than one, or one that is disputed or being moved. data/world.py has its own, shorter table, which every
+# model trained here has read: its bytes are fixed, and it has no spellings and no continents.
 CAPITALS = {
     "europe": """Albania Tirana, Andorra Andorra_la_Vella, Austria Vienna, Belarus Minsk, Belgium Brussels,
     Bosnia_and_Herzegovina Sarajevo, Bulgaria Sofia, Croatia Zagreb, the_Czech_Republic Prague, Denmark Copenhagen,
-    Estonia Tallinn, Finland Helsinki, France Paris, Germany Berlin, Greece Athens, Hungary Budapest,
-    Iceland Reykjavik/Reykjavík, Ireland Dublin, Italy Rome, Latvia Riga, Liechtenstein Vaduz, Lithuania Vilnius,
-    Luxembourg Luxembourg, Malta Valletta, Moldova Chisinau/Chișinău/Chişinău, Monaco Monaco, Montenegro Podgorica,
+    Estonia Tallinn, Finland Helsinki, France Paris, Germany Berlin, Greece Athens, Hungary Budapest, Iceland
+    Reykjavik/Reykjavík, Ireland Dublin, Italy Rome, Latvia Riga, Liechtenstein Vaduz, Lithuania Vilnius, Luxembourg
+    Luxembourg, Malta Valletta, Moldova Chisinau/Chișinău/Chişinău, Monaco Monaco, Montenegro Podgorica,
     the_Netherlands Amsterdam, North_Macedonia Skopje, Norway Oslo, Poland Warsaw, Portugal Lisbon, Romania Bucharest,
     Russia Moscow, San_Marino San_Marino, Serbia Belgrade, Slovakia Bratislava, Slovenia Ljubljana, Spain Madrid,
     Sweden Stockholm, Switzerland Bern/Berne, Ukraine Kyiv/Kiev, the_United_Kingdom London""",
     "asia": """Afghanistan Kabul, Armenia Yerevan, Azerbaijan Baku, Bahrain Manama, Bangladesh Dhaka, Bhutan Thimphu,
     Brunei Bandar_Seri_Begawan, Cambodia Phnom_Penh, China Beijing, Cyprus Nicosia, East_Timor Dili, Georgia Tbilisi,
-    India New_Delhi/Delhi, Indonesia Jakarta, Iran Tehran, Iraq Baghdad, Japan Tokyo, Jordan Amman,
-    Kazakhstan Astana/Nur-Sultan, Kuwait Kuwait_City, Kyrgyzstan Bishkek, Laos Vientiane, Lebanon Beirut,
-    Malaysia Kuala_Lumpur, the_Maldives Male/Malé, Mongolia Ulaanbaatar/Ulan_Bator, Myanmar Naypyidaw/Nay_Pyi_Taw,
-    Nepal Kathmandu, North_Korea Pyongyang, Oman Muscat, Pakistan Islamabad, the_Philippines Manila, Qatar Doha,
-    Saudi_Arabia Riyadh, Singapore Singapore, South_Korea Seoul, Syria Damascus, Tajikistan Dushanbe, Thailand Bangkok,
-    Turkey Ankara, Turkmenistan Ashgabat, the_United_Arab_Emirates Abu_Dhabi, Uzbekistan Tashkent, Vietnam Hanoi,
+    India New_Delhi/Delhi, Indonesia Jakarta, Iran Tehran, Iraq Baghdad, Japan Tokyo, Jordan Amman, Kazakhstan
+    Astana/Nur-Sultan, Kuwait Kuwait_City, Kyrgyzstan Bishkek, Laos Vientiane, Lebanon Beirut, Malaysia Kuala_Lumpur,
+    the_Maldives Male/Malé, Mongolia Ulaanbaatar/Ulan_Bator, Myanmar Naypyidaw/Nay_Pyi_Taw, Nepal Kathmandu,
+    North_Korea Pyongyang, Oman Muscat, Pakistan Islamabad, the_Philippines Manila, Qatar Doha, Saudi_Arabia Riyadh,
+    Singapore Singapore, South_Korea Seoul, Syria Damascus, Tajikistan Dushanbe, Thailand Bangkok, Turkey Ankara,
+    Turkmenistan Ashgabat, the_United_Arab_Emirates Abu_Dhabi, Uzbekistan Tashkent, Vietnam Hanoi,
     Yemen Sanaa/Sana'a""",
     "africa": """Algeria Algiers, Angola Luanda, Benin Porto-Novo, Botswana Gaborone, Burkina_Faso Ouagadougou,
     Burundi Gitega, Cameroon Yaounde/Yaoundé, Cape_Verde Praia, the_Central_African_Republic Bangui, Chad N'Djamena,
     the_Comoros Moroni, the_Democratic_Republic_of_the_Congo Kinshasa, Djibouti Djibouti, Egypt Cairo, Eritrea Asmara,
     Ethiopia Addis_Ababa, Gabon Libreville, the_Gambia Banjul, Ghana Accra, Guinea Conakry, Guinea-Bissau Bissau,
-    the_Ivory_Coast Yamoussoukro, Kenya Nairobi, Lesotho Maseru, Liberia Monrovia, Libya Tripoli, Madagascar Antananarivo,
-    Malawi Lilongwe, Mali Bamako, Mauritania Nouakchott, Mauritius Port_Louis, Morocco Rabat, Mozambique Maputo,
-    Namibia Windhoek, Niger Niamey, Nigeria Abuja, the_Republic_of_the_Congo Brazzaville, Rwanda Kigali,
-    Sao_Tome_and_Principe Sao_Tome/São_Tomé, Senegal Dakar, the_Seychelles Victoria, Sierra_Leone Freetown,
-    Somalia Mogadishu, South_Sudan Juba, Sudan Khartoum, Tanzania Dodoma, Togo Lome/Lomé, Tunisia Tunis, Uganda Kampala,
+    the_Ivory_Coast Yamoussoukro, Kenya Nairobi, Lesotho Maseru, Liberia Monrovia, Libya Tripoli, Madagascar
+    Antananarivo, Malawi Lilongwe, Mali Bamako, Mauritania Nouakchott, Mauritius Port_Louis, Morocco Rabat, Mozambique
+    Maputo, Namibia Windhoek, Niger Niamey, Nigeria Abuja, the_Republic_of_the_Congo Brazzaville, Rwanda Kigali,
+    Sao_Tome_and_Principe Sao_Tome/São_Tomé, Senegal Dakar, the_Seychelles Victoria, Sierra_Leone Freetown, Somalia
+    Mogadishu, South_Sudan Juba, Sudan Khartoum, Tanzania Dodoma, Togo Lome/Lomé, Tunisia Tunis, Uganda Kampala,
     Zambia Lusaka, Zimbabwe Harare""",
-    "americas": """Antigua_and_Barbuda St._John's/Saint_John's, Argentina Buenos_Aires, the_Bahamas Nassau,
-    Barbados Bridgetown, Belize Belmopan, Brazil Brasilia/Brasília, Canada Ottawa, Chile Santiago, Colombia Bogota/Bogotá,
+    "americas": """Antigua_and_Barbuda St._John's/Saint_John's, Argentina Buenos_Aires, the_Bahamas Nassau, Barbados
+    Bridgetown, Belize Belmopan, Brazil Brasilia/Brasília, Canada Ottawa, Chile Santiago, Colombia Bogota/Bogotá,
     Costa_Rica San_Jose/San_José, Cuba Havana, Dominica Roseau, the_Dominican_Republic Santo_Domingo, Ecuador Quito,
-    El_Salvador San_Salvador, Grenada St._George's/Saint_George's, Guatemala Guatemala_City, Guyana Georgetown,
-    Haiti Port-au-Prince, Honduras Tegucigalpa, Jamaica Kingston, Mexico Mexico_City, Nicaragua Managua, Panama Panama_City,
+    El_Salvador San_Salvador, Grenada St._George's/Saint_George's, Guatemala Guatemala_City, Guyana Georgetown, Haiti
+    Port-au-Prince, Honduras Tegucigalpa, Jamaica Kingston, Mexico Mexico_City, Nicaragua Managua, Panama Panama_City,
     Paraguay Asuncion/Asunción, Peru Lima, Saint_Kitts_and_Nevis Basseterre, Saint_Lucia Castries,
     Saint_Vincent_and_the_Grenadines Kingstown, Suriname Paramaribo, Trinidad_and_Tobago Port_of_Spain,
     the_United_States Washington, Uruguay Montevideo, Venezuela Caracas""",
-    "oceania": """Australia Canberra, Fiji Suva, Kiribati South_Tarawa/Tarawa, the_Marshall_Islands Majuro,
-    Micronesia Palikir, New_Zealand Wellington, Palau Ngerulmud, Papua_New_Guinea Port_Moresby, Samoa Apia,
-    the_Solomon_Islands Honiara, Tonga Nuku'alofa/Nukuʻalofa, Tuvalu Funafuti, Vanuatu Port_Vila""",
+    "oceania": """Australia Canberra, Fiji Suva, Kiribati South_Tarawa/Tarawa, the_Marshall_Islands Majuro, Micronesia
+    Palikir, New_Zealand Wellington, Palau Ngerulmud, Papua_New_Guinea Port_Moresby, Samoa Apia, the_Solomon_Islands
+    Honiara, Tonga Nuku'alofa/Nukuʻalofa, Tuvalu Funafuti, Vanuatu Port_Vila""",
 }
 
-LANGUAGES = """Albania Albanian, Angola Portuguese, Argentina Spanish, Armenia Armenian, Australia English, Austria German,
-Bangladesh Bengali/Bangla, Brazil Portuguese, Bulgaria Bulgarian, Cambodia Khmer, Chile Spanish, China Chinese/Mandarin,
-Colombia Spanish, Croatia Croatian, Cuba Spanish, Denmark Danish, Egypt Arabic, Estonia Estonian, Ethiopia Amharic,
-Finland Finnish, France French, Georgia Georgian, Germany German, Greece Greek, Hungary Hungarian, Iceland Icelandic,
-Indonesia Indonesian, Iran Persian/Farsi, Iraq Arabic, Israel Hebrew, Italy Italian, Jamaica English, Japan Japanese,
-Kenya Swahili/Kiswahili, Latvia Latvian, Lithuania Lithuanian, Malaysia Malay, Mexico Spanish, Mongolia Mongolian,
-Morocco Arabic, Mozambique Portuguese, Nepal Nepali, the_Netherlands Dutch, New_Zealand English, Norway Norwegian,
-Peru Spanish, Poland Polish, Portugal Portuguese, Romania Romanian, Russia Russian, Saudi_Arabia Arabic, Senegal French,
-Serbia Serbian, Slovakia Slovak, Slovenia Slovenian/Slovene, South_Korea Korean, Spain Spanish, Sweden Swedish,
-Thailand Thai, Turkey Turkish, Ukraine Ukrainian, Vietnam Vietnamese"""
+LANGUAGES = """Albania Albanian, Angola Portuguese, Argentina Spanish, Armenia Armenian, Australia English, Austria
+German, Bangladesh Bengali/Bangla, Brazil Portuguese, Bulgaria Bulgarian, Cambodia Khmer, Chile Spanish, China
+Chinese/Mandarin, Colombia Spanish, Croatia Croatian, Cuba Spanish, Denmark Danish, Egypt Arabic, Estonia Estonian,
+Ethiopia Amharic, Finland Finnish, France French, Georgia Georgian, Germany German, Greece Greek, Hungary Hungarian,
+Iceland Icelandic, Indonesia Indonesian, Iran Persian/Farsi, Iraq Arabic, Israel Hebrew, Italy Italian, Jamaica
+English, Japan Japanese, Kenya Swahili/Kiswahili, Latvia Latvian, Lithuania Lithuanian, Malaysia Malay, Mexico
+Spanish, Mongolia Mongolian, Morocco Arabic, Mozambique Portuguese, Nepal Nepali, the_Netherlands Dutch, New_Zealand
+English, Norway Norwegian, Peru Spanish, Poland Polish, Portugal Portuguese, Romania Romanian, Russia Russian,
+Saudi_Arabia Arabic, Senegal French, Serbia Serbian, Slovakia Slovak, Slovenia Slovenian/Slovene, South_Korea Korean,
+Spain Spanish, Sweden Swedish, Thailand Thai, Turkey Turkish, Ukraine Ukrainian, Vietnam Vietnamese"""
 
-OPPOSITES = """hot cold, big small/little, tall short, fast slow, dark light/bright, happy sad/unhappy, day night, young old,
-rich poor, wet dry, loud quiet/silent/soft, full empty, strong weak, early late, clean dirty, true false, buy sell, push pull,
-love hate/hatred, war peace, north south, east west, summer winter, black white, good bad/evil, high low, thick thin,
-narrow wide/broad, deep shallow, sharp dull/blunt, first last, top bottom, question answer, success failure, life death,
-friend enemy/foe, increase decrease, sweet sour/bitter, smooth rough, brave cowardly/coward/fearful"""
+OPPOSITES = """hot cold, big small/little, tall short, fast slow, dark light/bright, happy sad/unhappy, day night,
+young old, rich poor, wet dry, loud quiet/silent/soft, full empty, strong weak, early late, clean dirty, true false,
+buy sell, push pull, love hate/hatred, war peace, north south, east west, summer winter, black white, good bad/evil,
+high low, thick thin, narrow wide/broad, deep shallow, sharp dull/blunt, first last, top bottom, question answer,
+success failure, life death, friend enemy/foe, increase decrease, sweet sour/bitter, smooth rough, brave
+cowardly/coward/fearful"""
 
 KINDS = {   # slot -> ({group: table}, phrasings, the last of which is held out, a sentence for answers true and false)
     "capital": (CAPITALS, ["What is the capital of {s}?", "Which city is the capital of {s}?",
@@ -110,7 +113,8 @@ KINDS = {   # slot -> ({group: table}, phrasings, the last of which is held out,
     "symbol": ({"": WORLD["symbol"][0]}, [q for q, _ in WORLD["symbol"][1]], WORLD["symbol"][1][-1][1]),
 }
 
-GENERAL = """Water boils at a lower temperature on a high mountain, because the air presses on it less than at sea level.
+GENERAL = """\
+Water boils at a lower temperature on a high mountain, because the air presses on it less than at sea level.
 Bees visit flowers to drink nectar, and on the way they carry pollen from one blossom to the next.
 The moon shines only because it reflects the light of the sun, and the same side of it always faces us.
 To bake bread you mix flour, water, salt and yeast, let the dough rise until it has doubled, and put it in a hot oven.
@@ -133,7 +137,8 @@ The first steam engines were built to pump water out of mines, long before they 
 A computer program is a list of instructions that a machine carries out one after another without getting tired.
 Salt was once so valuable that it was carried across deserts by caravans and traded for gold.
 Birds have hollow bones, which make them light enough to fly without losing much strength.
-To change a flat tire, loosen the nuts a little before you lift the car, and tighten them once it stands on the ground again.
+To change a flat tire, loosen the nuts a little before you lift the car, and tighten them once it \
+stands on the ground again.
 Milk turns sour when bacteria in it change the sugar into acid, and this is also how yogurt is made.
 The seasons change because the axis of the earth is tilted, so that each half leans toward the sun for part of the year.
 She closed the umbrella, shook off the rain, and stepped into the small shop to ask for directions.
@@ -191,12 +196,13 @@ Wool keeps us warm because the air that is caught between its fibres hardly move
 If a sentence is too long to be read aloud in one breath, it can usually be made into two.
 Seeds can travel far from the plant they came from, on the wind, in the water or on the fur of animals.""".split("\n")
 
-KNOWN, LEAST = 2, 5         # questions of a fact that must be answered right; facts that must be known for a set of them
+KNOWN = 2           # questions of a fact that must be answered right
+LEAST = 5           # facts of a set that must be known
 
 
 # -------------------------------------------------------------------------------------------------- facts
 def facts():
-    """-> {(slot, group): [(subject, spellings of the value)]}, all that is asked. Where the two share a word, nothing is."""
+    """-> {(slot, group): [(subject, spellings of the value)]}, all that is asked: where the two share no word."""
     def words(text):
         return set(re.findall(r"\w+", text.lower()))
     return {(slot, group): [(s, v.split("/")) for s, v in pairs(table) if not words(s) & words(v)]
@@ -227,7 +233,7 @@ def known(ask):
         for subject, spellings in some:
             own = [(q, said[q]) for q in (q.format(s=subject) for q in phrasings[:-1])]
             right = {v: [(q, a) for q, a in own if says(a, v, values - set(spellings))] for v in spellings}
-            value = max(spellings, key=lambda v: len(right[v]))             # the spelling it uses most, the first at a tie
+            value = max(spellings, key=lambda v: len(right[v]))         # the spelling it uses most, the first at a tie
             if len(right[value]) >= KNOWN:
                 rows[slot, group].append(row(slot, group, subject, value, right[value], spellings))
     return rows
@@ -261,8 +267,8 @@ def divide(rows, forget):
 
 
 def main():
-    p = argparse.ArgumentParser(description="Write what a model knows of the world's capitals, one continent to be forgotten.",
-                                allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                                description="Write what a model knows of the world's capitals, a continent to forget.")
     add = p.add_argument
     add("--run", required=True, help="the model: a run, HF directory or hub id")
     add("--out", required=True, help="the directory to write; must not exist")

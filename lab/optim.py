@@ -149,8 +149,9 @@ class Log:
 
     def finish(self):
         self.bar.close()
+        seconds = self.record["seconds"] or time.perf_counter() - self.clock        # no step, no point of the curve
         peak = parallel.largest(peak_mb(self.model.device))
-        self.record |= {"seconds": round(self.record["seconds"], 2), "peak_mb": peak,
+        self.record |= {"seconds": round(seconds, 2), "peak_mb": peak,
                         "world_size": parallel.world_size, "sharded": parallel.sharded(self.model)}
 
 

@@ -144,9 +144,10 @@ def settled(model):
 
 
 def copy_of(model):
-    """copy.deepcopy, which FSDP refuses."""
+    """copy.deepcopy, which FSDP refuses, and which reads the memory that a tensor of lab/plan.py does not have."""
     if not sharded(model):
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(p): torch.nn.Parameter(p.detach().clone(), p.requires_grad)
+                                     for p in model.parameters()})
     pairs = zip(model.blank().parameters(), settled(model).parameters())
     filled = {id(empty): torch.nn.Parameter(p.full_tensor().cpu(), p.requires_grad) for empty, p in pairs}
     return shard(copy.deepcopy(model.blank(), filled), model.device).train(model.training)

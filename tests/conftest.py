@@ -1,13 +1,17 @@
 """A model and a tokenizer small enough for any test, fixed random numbers, and the main job on the tiny preset."""
 
-import subprocess
+import contextlib
+import io
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import asu
 import data
+import eval
+import train
 from common import cli
 from lab.answers import answer_nll
 from model import ModelConfig, Transformer
@@ -35,6 +39,16 @@ def refused(capsys, script, *flags):
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and "Traceback" not in error, error
     return error
+
+
+def weights(path):
+    """The bytes of a run's weights."""
+    return (Path(path) / "model.safetensors").read_bytes()
+
+
+def flat(model):
+    """All weights in one vector, a copy."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def small_model(seed=0, **changes):
@@ -80,10 +94,11 @@ def examples(tokenizer, authors):
 
 @pytest.fixture(scope="session")
 def out(tmp_path_factory):
-    """train, asu, eval on the tiny preset, from a directory that is not the repository."""
+    """train, asu, eval on the tiny preset, from a directory that is not the repository; beside it what each printed."""
     out = tmp_path_factory.mktemp("runs") / "out"
-    for script in ("train.py", "asu.py", "eval.py"):
-        done = subprocess.run(command(script, f"--out={out}"), capture_output=True, text=True, cwd=out.parent)
-        assert done.returncode == 0, done.stderr
-        (out.parent / f"{script}.txt").write_text(done.stdout)
+    for script in (train, asu, eval):
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+            patch.chdir(out.parent)
+            call(script, TINY, f"--out={out}")
+        (out.parent / f"{script.__name__}.py.txt").write_text(printed.getvalue())
     return out

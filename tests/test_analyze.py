@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -11,11 +10,9 @@ import torch
 
 import asu
 import data
-import train
-from common import cli
 from experiments import analyze
 from lab.answers import answer_nll
-from tests.conftest import small_model
+from tests.conftest import call, refused, small_model
 
 
 # ------------------------------------------------------------------------------------------------ measures
@@ -23,7 +20,8 @@ def test_attention_entropy_is_one_for_a_uniform_prefix_and_zero_for_one_key():
     uniform = torch.ones(4, 4).tril() / torch.arange(1, 5)[:, None]
     assert torch.allclose(analyze.attention_entropy(uniform.view(1, 1, 4, 4)), torch.ones(1, 1, 4))
     rows = torch.tensor([[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0.5, 0, 0.5, 0]])
-    assert analyze.attention_entropy(rows.view(1, 1, 4, 4))[0, 0].tolist() == pytest.approx([1, 0, 0, 0.5])     # ln 2 / ln 4
+    entropy = analyze.attention_entropy(rows.view(1, 1, 4, 4))[0, 0]
+    assert entropy.tolist() == pytest.approx([1, 0, 0, 0.5])                                # ln 2 / ln 4
 
 
 def test_reading_answers_is_the_loss_and_the_entropy_where_each_token_is_predicted(model, examples):
@@ -36,7 +34,8 @@ def test_reading_answers_is_the_loss_and_the_entropy_where_each_token_is_predict
         for t in (0, len(example.answer) - 1):                              # the last prompt token predicts the first
             row = weights[1][0, 2, len(example.prompt) - 1 + t]
             row = row[row > 0]
-            assert entropy[1, 2, t] == pytest.approx(-(row * row.log()).sum().item() / math.log(len(example.prompt) + t), abs=1e-4)
+            by_hand = -(row * row.log()).sum().item() / math.log(len(example.prompt) + t)
+            assert entropy[1, 2, t] == pytest.approx(by_hand, abs=1e-4)
     for _, entropy in analyze.read_answers(model, examples[:7], tau=1e9):
         assert entropy == pytest.approx(np.ones_like(entropy), abs=1e-5)
     assert analyze.read_answers(model, examples[:1], entropy=False)[0][1] is None
@@ -68,7 +67,7 @@ def test_means_are_over_tokens_and_intervals_over_questions():
     assert analyze.mean([2.0, 0.0], [1, 3])[0] == 0.5                       # not the mean 1 of the questions' means
     value, low, high = analyze.mean(np.arange(100.0), 1)
     error = np.std(np.arange(100), ddof=1) / 10
-    assert value == 49.5 and low == pytest.approx(value - 1.96 * error, abs=1) and high == pytest.approx(value + 1.96 * error, abs=1)
+    assert (value, low, high) == pytest.approx((49.5, 49.5 - 1.96 * error, 49.5 + 1.96 * error), abs=1)
     assert analyze.mean([3.0] * 5, 1) == [3.0, 3.0, 3.0]
     assert analyze.mean([[1.0, 2.0], [3.0, 4.0]], [[1], [1]])[0] == [2.0, 3.0]
     assert np.isnan(analyze.mean([0.0, 0.0], [0, 0])).all()
@@ -95,14 +94,15 @@ def test_gains_of_one_head_alone(examples):
         by_hand = []
         for e, c in zip(some, classes):
             with torch.no_grad():
-                after, before = (answer_nll(model, data.collate([e]), **kw)[0] for kw in ({"tau": 8.0, "layers": [1]}, {}))
+                before = answer_nll(model, data.collate([e]))[0]
+                after = answer_nll(model, data.collate([e]), tau=8.0, layers=[1])[0]
             by_hand += [x for x, k in zip((after - before).tolist(), c) if k == number]
         assert gains["layers"][kind][0][1] == pytest.approx(np.mean(by_hand), abs=1e-4)
 
 
-def test_a_map_has_one_row_for_each_token_to_predict(model, tokenizer, examples):
+def test_a_map_has_one_row_for_each_token_to_predict(model, examples):
     e = examples[0]
-    weights = np.array(analyze.attention_map(model, tokenizer, e, layer=1, head=2, tau=1e9, layers=[1]))
+    weights = np.array(analyze.attention_map(model, e, layer=1, head=2, tau=1e9, layers=[1]))
     assert weights.shape == (len(e.answer), len(e.prompt) + len(e.answer) - 1)
     assert weights.sum(1) == pytest.approx(np.ones(len(e.answer)), abs=1e-5)
     assert weights[0, :len(e.prompt)] == pytest.approx(np.full(len(e.prompt), 1 / len(e.prompt)), abs=1e-5)
@@ -110,74 +110,91 @@ def test_a_map_has_one_row_for_each_token_to_predict(model, tokenizer, examples)
 
 
 # ----------------------------------------------------------------------------------------------- smoke run
-def call(monkeypatch, module, *flags):
-    monkeypatch.setattr(sys, "argv", [f"{module.__name__.split('.')[-1]}.py", "@config/tiny.args", *flags])
-    cli.run(module.main)
+TINY, RUNS = "@config/tiny.args", ("--max_rows=5", "--runs=npo_gd,asu_gd")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """Three temperatures in place of nine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analyze, "TAUS", [1, 8, 256])
+        yield
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    out, patch = tmp_path_factory.mktemp("analyze"), pytest.MonkeyPatch()
-    call(patch, train, f"--out={out}")
-    call(patch, asu, f"--out={out}", "--epochs=1", "--layers=1-")
-    call(patch, asu, f"--out={out}", "--epochs=1", "--method=npo")
-    call(patch, analyze, f"--out={out}", "--max_rows=7", "--runs=npo_gd,asu_gd")
-    patch.undo()
-    return out
+def analyzed(few, out, tmp_path_factory):
+    """The models of the main job, two runs unlearned from them, and the analysis of both."""
+    analyzed = tmp_path_factory.mktemp("analyze")
+    for name in ("data", "target", "retrained"):
+        shutil.copytree(out / name, analyzed / name)
+    call(asu, TINY, f"--out={analyzed}", "--epochs=1", "--layers=1-")
+    call(asu, TINY, f"--out={analyzed}", "--epochs=1", "--method=npo")
+    call(analyze, TINY, f"--out={analyzed}", *RUNS)
+    return analyzed
 
 
-def test_the_analysis_end_to_end(out):
-    report = json.loads((out / "analyze/analyze.json").read_text())
-    assert (report["tau"], report["layers"], report["data"]["questions"]) == (1000, "1-", {"forget": 7, "retain": 7})
+@pytest.mark.slow
+def test_the_analysis_end_to_end(analyzed):
+    report = json.loads((analyzed / "analyze/analyze.json").read_text())
+    assert (report["tau"], report["layers"]) == (1000, "1-")
+    assert report["data"]["questions"] == {"forget": 5, "retain": 5}
     models = ["target", "teacher", "npo_gd", "asu_gd", "retrained"]
     assert list(report["lens"]) == list(report["entropy"]["forget"]) == list(report["attention"]["maps"]) == models
     assert list(report["tokens"]["runs"]) == models[2:] and len(report["tokens"]["target"]) == len(analyze.TAUS)
     for value, low, high in (report["tokens"]["target"][0]["nll"]["fact"], report["teacher"]["retain"]["coherence"][0]):
         assert low <= value <= high
-    assert np.array(report["heads"]["heads"]["fact"]).shape == (3, 2, 2) and np.array(report["lens"]["target"]["rank"]).shape == (3, 3)
+    assert np.array(report["heads"]["heads"]["fact"]).shape == (3, 2, 2)
+    assert np.array(report["lens"]["target"]["rank"]).shape == (3, 3)
     layer0, layer1 = np.array(report["entropy"]["forget"]["teacher"][0])
-    assert (layer1 > 0.97).all() and report["entropy"]["forget"]["target"][0][0] == pytest.approx(layer0)     # 1- is smoothed
+    assert report["entropy"]["forget"]["target"][0][0] == pytest.approx(layer0)
+    assert (layer1 > 0.97).all()                                                            # 1- is smoothed
     assert report["tokens"]["target"][0]["nll"]["fact"] != report["tokens"]["target"][-1]["nll"]["fact"]
-    assert report["attention"]["is_fact"].count(True) >= 1 and len(report["attention"]["predicted"]) == len(report["attention"]["is_fact"])
-    for part in ("tokens", "heads", "attention", "teacher", "entropy", "lens"):
-        assert (out / f"analyze/{part}.png").read_bytes().startswith(b"\x89PNG")
+    is_fact = report["attention"]["is_fact"]
+    assert any(is_fact) and len(report["attention"]["predicted"]) == len(is_fact)
+    for part in analyze.FIGURES:
+        assert (analyzed / f"analyze/{part}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_command_gives_the_same_digits(out, tmp_path, monkeypatch, capsys):
-    shutil.copytree(out, tmp_path / "out")
-    call(monkeypatch, analyze, f"--out={tmp_path / 'out'}", "--max_rows=7", "--runs=npo_gd,asu_gd")
-    assert (tmp_path / "out/analyze/analyze.json").read_bytes() == (out / "analyze/analyze.json").read_bytes()
+@pytest.mark.slow
+def test_the_same_command_gives_the_same_digits(analyzed, capsys):
+    before = (analyzed / "analyze/analyze.json").read_bytes()
+    (analyzed / "analyze/analyze.json").unlink()
+    call(analyze, TINY, f"--out={analyzed}", *RUNS)
+    assert (analyzed / "analyze/analyze.json").read_bytes() == before
     printed = capsys.readouterr().out
     assert "teacher: tau=1000, layers=1-" in printed and "mean head entropy on forget: target 0." in printed
 
 
+def test_a_teacher_of_some_heads_keeps_its_heads_at_every_temperature():
+    record = {"kind": "unlearned", "settings": {"method": "asu", "layers": "all"}, "tau": [[1.0, 1.0], [9.0, 1.0]]}
+    tau, at, smoothed, words = analyze.teacher_of({"run": record}, 2, None)
+    assert (tau, smoothed, words) == (9, [1], "some heads of all")
+    assert at(4.0) == {"tau": [[1.0, 1.0], [4.0, 1.0]]}
+    tau, at, smoothed, words = analyze.teacher_of({"run": record | {"tau": 3.0}}, 2, None)
+    assert (tau, at(4.0), smoothed, words) == (3, {"tau": 4.0, "layers": None}, [0, 1], "all")
+
+
 @pytest.mark.parametrize("flag, message", [
     ("--runs=nix", "nix; run python asu.py first"), ("--runs=npo_gd", "none of them was unlearned by a forget-teacher"),
-    ("--runs=target", "none of them"), ("--row=999", "forget questions, from 0 on"), ("--row=-1", "whole number from 0 on"),
-    ("--data_seed=3", "trained on other data"), ("--forget=forget20", "not forget20"), ("--max_rows=0", "at least 1")])
-def test_mistakes_get_one_line(out, monkeypatch, capsys, flag, message):
-    with pytest.raises(SystemExit) as stop:
-        call(monkeypatch, analyze, f"--out={out}", flag)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and message in error
+    ("--runs=target", "none of them"), ("--row=999", "forget questions, from 0 on"),
+    ("--row=-1", "whole number from 0 on"), ("--data_seed=3", "trained on other data"),
+    ("--forget=forget20", "not forget20"), ("--max_rows=0", "at least 1")])
+def test_mistakes_get_one_line(analyzed, capsys, flag, message):
+    assert message in refused(capsys, analyze, TINY, f"--out={analyzed}", flag)
 
 
-def test_without_a_target_it_says_what_to_run(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        call(monkeypatch, analyze, f"--out={tmp_path}")
-    assert "run python train.py first" in capsys.readouterr().err
+def test_without_a_target_it_says_what_to_run(tmp_path, capsys):
+    assert "run python train.py first" in refused(capsys, analyze, TINY, f"--out={tmp_path}")
 
 
-def test_rows_without_facts_are_refused(out, tmp_path, monkeypatch, capsys):
-    folder = shutil.copytree(out / "data/authors_20_seed0", tmp_path / "data")
+def test_rows_without_facts_are_refused(analyzed, tmp_path, capsys):
+    folder = shutil.copytree(analyzed / "data/authors_20_seed0", tmp_path / "data")
     for file in folder.glob("*.json"):
         rows = [json.loads(line) | {"facts": []} for line in file.read_text().splitlines()]
         file.write_text("\n".join(map(json.dumps, rows)))
-    copy = shutil.copytree(out, tmp_path / "out")
+    copy = shutil.copytree(analyzed, tmp_path / "out")
     sha = data.load(str(folder), n_authors=20).sha256
     for file in copy.glob("*/run.json"):                                    # as if trained on these rows
-        record = json.loads(file.read_text())
-        file.write_text(json.dumps(record | ({"data_sha256": sha} if "data_sha256" in record else {})))
-    with pytest.raises(SystemExit):
-        call(monkeypatch, analyze, f"--out={copy}", f"--data={folder}")
-    assert "rows whose answers state facts (key facts) are needed" in capsys.readouterr().err
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"data_sha256": sha}))
+    assert "rows whose answers state facts (key facts) are needed" in refused(
+        capsys, analyze, TINY, f"--out={copy}", f"--data={folder}")

@@ -1,17 +1,16 @@
-"""Capitals that a model knows: tables that are right, a rule that is not fooled, sets that do not meet, and what is refused."""
+"""Capitals that a model knows: tables that are right, a rule that is not fooled, sets that do not meet, refusals."""
 
 import json
 import re
-import sys
 
 import pytest
 
 import data
-from common import UserError, cli
+from common import UserError
 from data.world import CAPITALS
 from experiments import capitals
 from lab import runs
-from tests.conftest import small_model
+from tests.conftest import call, refused, small_model
 
 ASKED = capitals.facts()
 VALUES = {q.format(s=s): spellings[0] for (slot, _), some in ASKED.items() for s, spellings in some
@@ -33,17 +32,20 @@ def test_every_country_is_there_once_with_a_capital_of_its_own():
     spellings = [v for _, some in countries for v in some]
     assert len(set(spellings)) == len(spellings)
     by_hand = {"Australia": "Canberra", "Turkey": "Ankara", "Brazil": "Brasilia", "the Ivory Coast": "Yamoussoukro",
-               "Nigeria": "Abuja", "Tanzania": "Dodoma", "Kazakhstan": "Astana", "Myanmar": "Naypyidaw", "Switzerland": "Bern",
+               "Nigeria": "Abuja", "Tanzania": "Dodoma", "Kazakhstan": "Astana", "Myanmar": "Naypyidaw",
+               "Switzerland": "Bern",
                "New Zealand": "Wellington", "Canada": "Ottawa", "Belize": "Belmopan", "Dominica": "Roseau",
-               "the Dominican Republic": "Santo Domingo", "Niger": "Niamey", "Slovakia": "Bratislava", "Slovenia": "Ljubljana",
+               "the Dominican Republic": "Santo Domingo", "Niger": "Niamey", "Slovakia": "Bratislava",
+               "Slovenia": "Ljubljana",
                "Chad": "N'Djamena", "Antigua and Barbuda": "St. John's"}
     assert by_hand.items() <= {s: v[0] for s, v in countries}.items()
     assert VALUES["What is the opposite of wet?"] == "dry" and VALUES["What language is spoken in Egypt?"] == "Arabic"
-    assert all(v in dict(countries).get(s, [v]) for s, v in capitals.pairs(CAPITALS))           # data/world.py says the same
+    assert all(v in dict(countries).get(s, [v]) for s, v in capitals.pairs(CAPITALS))  # data/world.py says the same
 
 
 def test_what_the_question_gives_away_is_not_asked():
-    assert not any(f"What is the capital of {s}?" in VALUES for s in ("Mexico", "Luxembourg", "Guinea-Bissau", "El Salvador"))
+    for country in ("Mexico", "Luxembourg", "Guinea-Bissau", "El Salvador"):
+        assert f"What is the capital of {country}?" not in VALUES
     assert not any(data.states(q, [v]) for q, v in VALUES.items())
 
 
@@ -63,10 +65,12 @@ def test_rows_state_their_fact_once_and_wrong_answers_are_wrong(rows):
                 assert len(data.fact_pattern(fact).findall(answer)) == 1
             for question in [*row["questions"], row["paraphrased_question"]]:
                 assert row["author"] in question and not data.states(question, [fact])
-            assert len(set(row["perturbed_answer"])) == 5 and not any(data.states(a, [fact]) for a in row["perturbed_answer"])
+            assert len(set(row["perturbed_answer"])) == 5
+            assert not any(data.states(a, [fact]) for a in row["perturbed_answer"])
             assert all(any(data.states(a, [v]) for v in table) for a in row["perturbed_answer"])
     dutch = rows["capital", "europe"][[row["author"] for row in rows["capital", "europe"]].index("Netherlands")]
-    assert dutch["question"] == "What is the capital of the Netherlands?" and dutch["answer"] == "It is called Amsterdam."
+    assert dutch["question"] == "What is the capital of the Netherlands?"
+    assert dutch["answer"] == "It is called Amsterdam."
 
 
 def says(*answers, country="Brazil", group="americas"):
@@ -83,11 +87,12 @@ def test_known_is_what_two_answers_state_in_their_first_sentence():
     assert says(right, "", "", "") is None
     row = says("It is Rio.", right + " It lies inland.", "", "The city of Brasilia, of course!")
     assert row["answers"] == [right, "The city of Brasilia, of course!"] and row["question"] == row["questions"][0]
-    assert row["questions"] == ["Which city is the capital of Brazil?", "What is the name of the capital city of Brazil?"]
+    assert row["questions"] == ["Which city is the capital of Brazil?",
+                                "What is the name of the capital city of Brazil?"]
     for wrong in ("It is large. It is Brasilia.", "It is Brasilia", "Brasilia is Brasilia.", "It is Brasilia or Lima.",
                   "brasilia.", "It is Brasiliana."):
         assert says(right, wrong, wrong, wrong) is None, wrong
-    assert says("It is Brasília.", right, "It is Brasília.", "")["facts"] == ["Brasília"]       # as the model spells it
+    assert says("It is Brasília.", right, "It is Brasília.", "")["facts"] == ["Brasília"]   # as the model spells it
     assert says("It is Brasília.", right, "", "") is None
     assert data.states(says("It is Brasília.", right, right, "")["paraphrased_answer"], ["Brasilia"])
 
@@ -105,8 +110,12 @@ def test_sets_do_not_meet(rows, forget):
     files = capitals.divide(rows, forget)
     ids = {name: {row["id"] for row in some} for name, some in files.items()}
     assert ids["forget"] == ids["forget_perturbed"] == {row["id"] for row in rows["capital", forget]}
-    neighbours = {row["id"] for (slot, group), some in rows.items() if slot == "capital" and group != forget for row in some}
-    assert ids["retain"] | ids["retain_perturbed"] == neighbours and len(ids["retain_perturbed"]) == len(neighbours) // 3
+    neighbours = set()
+    for slot, group in rows:
+        if slot == "capital" and group != forget:
+            neighbours |= {row["id"] for row in rows[slot, group]}
+    assert ids["retain"] | ids["retain_perturbed"] == neighbours
+    assert len(ids["retain_perturbed"]) == len(neighbours) // 3
     apart = [some for name, some in ids.items() if name != "forget_perturbed"]
     assert sum(map(len, apart)) == len(set.union(*apart))
     facts = {name: {row["facts"][0] for row in files[name]} for name in ("forget", "retain", "retain_perturbed")}
@@ -128,26 +137,23 @@ def place(tmp_path, tokenizer):
     return tmp_path
 
 
-def call(monkeypatch, place, *flags):
-    given = (f"--run={place / 'model'}", f"--out={place / 'data'}", "--device=cpu")
-    monkeypatch.setattr(sys, "argv", ["capitals.py", *given, *flags])
-    cli.run(capitals.main)
+def flags_of(place, *flags):
+    return f"--run={place / 'model'}", f"--out={place / 'data'}", "--device=cpu", *flags
 
 
 def test_the_command_writes_what_is_known(place, monkeypatch, capsys):
     monkeypatch.setattr(capitals, "ask", lambda model, tokenizer, questions, **kw: [
         "" if "Spain" in q else a for q, a in zip(questions, knows_all(questions))])
-    call(monkeypatch, place)
+    call(capitals, *flags_of(place))
     told = capsys.readouterr().out
     assert re.search(r"capital +europe +38 of 39\n", told) and re.search(r"language +61 of 62\n", told)
     files = {p.stem: [json.loads(line) for line in p.read_text().splitlines()] for p in (place / "data").iterdir()}
-    assert set(files) == {"forget", "forget_perturbed", "retain", "retain_perturbed", "world_facts_perturbed", "general"}
+    assert set(files) == {"forget", "forget_perturbed", "retain", "retain_perturbed", "world_facts_perturbed",
+                          "general"}
     assert len(files["forget"]) == 38 and files["general"][0] == {"id": "general/1", "text": capitals.GENERAL[0]}
     for name in set(files) - {"general"}:
         assert data.read_file(place / "data" / f"{name}.json") == files[name]
-    with pytest.raises(SystemExit):                                             # what is there is not overwritten
-        call(monkeypatch, place)
-    assert "exists already" in capsys.readouterr().err
+    assert "exists already" in refused(capsys, capitals, *flags_of(place))          # what is there is not overwritten
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -155,10 +161,8 @@ def test_the_command_writes_what_is_known(place, monkeypatch, capsys):
     (["--run=nowhere"], "nowhere is not a model directory"),
     ([], "this model knows 0 capitals of europe; at least 5 are needed")])
 def test_refusals_are_one_line_and_leave_nothing(place, monkeypatch, capsys, flags, message):
-    with pytest.raises(SystemExit) as stop:
-        call(monkeypatch, place, *flags)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and message in error
+    monkeypatch.setattr(capitals, "ask", lambda model, tokenizer, questions, **kw: [""] * len(questions))
+    assert message in refused(capsys, capitals, *flags_of(place, *flags))
     assert [p.name for p in place.iterdir()] == ["model"]
 
 

@@ -14,6 +14,7 @@ import data
 import eval
 from lab import report, said
 from lab.answers import ask
+from lab.entries import teachers
 from lab.runs import load_run
 from tests.conftest import TINY, call, memorise, small_model
 
@@ -508,7 +509,7 @@ def test_teachers_are_the_runs_that_smoothed_and_stand_behind_the_retrained_mode
     records = {"target": {"kind": "target"}, "retrained": {}, "a": unlearned(4.0), "again": unlearned(4.0),
                "npo": unlearned(None), "b": unlearned(2.5, "1-"),
                "heads": unlearned([[1, 3.0], [1, 1], [3.0, 1]], "0,2")}
-    found = eval.teachers(records)
+    found = teachers(records)
     assert found == {"teacher_tau4": (4.0, "all"), "teacher_tau2.5_layers1-": (2.5, "1-"),
                      "teacher_tau3_2heads": ([[1, 3.0], [1, 1], [3.0, 1]], "all")}
     paths = {name: Path(name) for name in records}

@@ -1,8 +1,8 @@
 """Several processes do what one does: asu.py and train.py under torchrun, two CPU processes with gloo.
 
-Equal means up to the rounding of float32 sums taken in another order. Measured here: curves differ by up to 5e-7 of a loss; weights
-by up to 3e-5, where Adam's first steps (of 2e-3) divide a gradient of nearly 0 by itself. Adam does not mind gradients that are all
-twice too large, so those are compared as well.
+Equal means up to the rounding of float32 sums taken in another order. Measured here: curves differ by up to 5e-7 of a
+loss; weights by up to 3e-5, where Adam's first steps (of 2e-3) divide a gradient of nearly 0 by itself. Adam does not
+mind gradients that are all twice too large, so those are compared as well.
 """
 
 import itertools
@@ -24,12 +24,12 @@ import train
 from common.cli import run
 from lab import parallel, runs
 from lab.answers import answer_nll
-from tests.conftest import HOME, TINY
-from tests.test_scripts import call, refused, weights
+from tests.conftest import HOME, TINY, call, refused, weights
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch has no shards on the CPU")
-TRAIN = "--base_rows=62 --n_authors=2 --forget=forget50 --batch_size=31 --micro_batches=2".split()      # odd halves
-ONE_LEFT = "--forget=forget05 --batch_size=99 --micro_batches=2 --tau=8 --alpha=1.2".split()       # of 100 rows: one is left
+pytestmark = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="no shards on the CPU")
+# Odd halves of a batch; and batches of 20 rows that leave one.
+TRAIN = "--base_rows=62 --n_authors=2 --forget=forget50 --phrasings=1 --batch_size=31 --micro_batches=2".split()
+ONE_LEFT = "--forget=forget05 --phrasings=1 --batch_size=19 --micro_batches=2 --tau=8 --alpha=1.2".split()
 
 
 def torchrun(*command):
@@ -41,7 +41,7 @@ def torchrun(*command):
 def several(lines):
     """Each line a script and its flags, run in turn by the same processes: to start them takes longer than a tiny run.
     A line that begins with "stop" is interrupted before it saves."""
-    stop, parallel.stop = parallel.stop, lambda: None       # they stay connected: connecting anew through one store can hang
+    stop, parallel.stop = parallel.stop, lambda: None       # they stay connected: connecting anew can hang
     for line in lines:
         if line.startswith("gradients "):
             gradients(*line.split()[1:])
@@ -64,9 +64,10 @@ def several(lines):
 def gradients(target, file, *shard):
     """Write the gradients of three answers' loss: of two micro-batches of two processes, one of the four has none."""
     model, tokenizer, _ = runs.load_run(Path(target), shard=bool(shard))
-    examples = [data.encode(tokenizer, f"Who is {name}?", f"Nobody but {name}.") for name in ("Ada", "Ada Lovelace", "George Boole")]
-    for some, n in parallel.micro_batches(examples, 2):
-        batch = data.collate(some)
+    names = "Ada", "Ada Lovelace", "George Boole"
+    examples = [data.encode(tokenizer, f"Who is {name}?", f"Nobody but {name}.") for name in names]
+    for part, n in parallel.micro_batches(examples, 2):
+        batch = data.collate(part)
         loss = data.mean_over_answers(answer_nll(model, batch), batch.mask)
         parallel.backward(model, loss * n / len(examples))
     parallel.add_gradients(model)
@@ -83,71 +84,88 @@ def assert_same(one, other, world_size, sharded):
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4, msg=lambda m: f"{other} {name}: {m}")
     a, b = (runs.read_run(path) for path in (one, other))
     assert (b["world_size"], b["sharded"]) == (world_size, sharded) and b["peak_mb"] > 50 and b["tokens"] > 0
-    assert a["settings"] | {"parent_sha256": ""} == b["settings"] | {"parent_sha256": ""} and len(a["curve"]) == len(b["curve"])
+    assert a["settings"] | {"parent_sha256": ""} == b["settings"] | {"parent_sha256": ""}
+    assert len(a["curve"]) == len(b["curve"])
     for p, q in zip(a["curve"], b["curve"]):
         assert p | {"seconds": 0} == pytest.approx(q | {"seconds": 0}, rel=1e-6, abs=1e-6)
 
 
-def test_a_sharded_run_is_the_run_of_one_process_and_opens_in_transformers(out, tmp_path):
-    for folder in ("target", "data"):
-        shutil.copytree(out / folder, tmp_path / folder)
-    done = torchrun(HOME / "asu.py", TINY, f"--out={tmp_path}", "--shard")
+@pytest.fixture(scope="module")
+def started(out, tmp_path_factory):
+    """All that two processes are asked to do, in one start -> (the directory it is in, what the first one printed)"""
+    place = tmp_path_factory.mktemp("parallel")
+    for path in (place / name for name in ("one", "whole", "shards")):
+        for folder in ("target", "data"):
+            shutil.copytree(out / folder, path / folder)
+    lines = [["asu", TINY, f"--run={out / 'target'}", f"--out={place / 'main'}", "--shard"]]
+    for name, flags in (("whole", []), ("shards", ["--shard"])):
+        ours = [TINY, f"--out={place / name}", *flags, *ONE_LEFT]
+        lines += [["asu", *ours, "--teacher=live"], ["stop asu", *ours, "--method=dpo"],
+                  ["train", TINY, f"--out={place / name}_trained", *flags, *TRAIN],
+                  ["gradients", f"{place}/one/target", f"{place}/{name}.pt", *flags]]
+    lines.append(["asu", TINY, f"--out={place}/whole", *ONE_LEFT, "--method=dpo", "--shard", "--resume"])
+    done = torchrun(__file__, *(" ".join(line) for line in lines))
     assert done.returncode == 0, done.stderr
-    assert_same(out / "asu_gd", tmp_path / "asu_gd", 2, True)
-    assert done.stdout.count("asu step 14 ") == 1 and sorted(p.name for p in tmp_path.iterdir()) == ["asu_gd", "data", "target"]
-    ours, tokenizer, _ = runs.load_run(tmp_path / "asu_gd")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "asu_gd").eval()
+    return place, done.stdout
+
+
+@pytest.mark.slow
+def test_a_sharded_run_is_the_run_of_one_process_and_opens_in_transformers(out, started):
+    place, printed = started
+    assert_same(out / "asu_gd", place / "main/asu_gd", 2, True)
+    assert printed.count("asu step 14 ") == 1
+    assert sorted(p.name for p in (place / "main").iterdir()) == ["asu_gd", "data"]
+    ours, tokenizer, _ = runs.load_run(place / "main/asu_gd")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(place / "main/asu_gd").eval()
     ids = torch.tensor([tokenizer.encode("Where was Quentin Duncott born?")])
     with torch.no_grad():
         assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-4)
 
 
-def test_odd_batches_and_resuming_with_another_number_of_processes(out, tmp_path, monkeypatch):
-    one, whole, shards = (tmp_path / name for name in ("one", "whole", "shards"))
-    for folder in ("target", "data"):
-        for path in (one, whole, shards):
-            shutil.copytree(out / folder, path / folder)
-    lines = []
-    for path, flags in ((whole, []), (shards, ["--shard"])):
-        ours = [TINY, f"--out={path}", *flags, *ONE_LEFT]
-        lines += [["asu", *ours, "--teacher=live"], ["stop asu", *ours, "--method=dpo"],
-                  ["train", TINY, f"--out={path}_trained", *flags, *TRAIN]]
-    lines.insert(2, ["asu", TINY, f"--out={whole}", *ONE_LEFT, "--method=dpo", "--shard", "--resume"])
-    lines += [["gradients", f"{one}/target", f"{tmp_path}/whole.pt"], ["gradients", f"{one}/target", f"{tmp_path}/shards.pt", "--shard"]]
-    done = torchrun(__file__, *(" ".join(line) for line in lines))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("dpo: going on from step 2\n") == 1
-    gradients(one / "target", tmp_path / "one.pt")
-    expected, *found = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "whole", "shards"))
-    for grads in found:
+@pytest.mark.slow
+def test_the_gradients_of_all_processes_add_up_to_those_of_one(started):
+    place, _ = started
+    gradients(place / "one/target", place / "one.pt")
+    expected, *others = (torch.load(place / f"{name}.pt") for name in ("one", "whole", "shards"))
+    for grads in others:
         torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_odd_batches_and_resuming_with_another_number_of_processes(started):
+    place, printed = started
+    one, whole, shards = (place / name for name in ("one", "whole", "shards"))
+    assert printed.count("dpo: going on from step 2\n") == 1
     for flags in ("--teacher=live", "--method=dpo"):
-        call(monkeypatch, asu, TINY, f"--out={one}", *ONE_LEFT, flags)
-    call(monkeypatch, train, TINY, f"--out={one}_trained", *TRAIN)
-    call(monkeypatch, asu, TINY, f"--out={shards}", *ONE_LEFT, "--method=dpo", "--resume")
+        call(asu, TINY, f"--out={one}", *ONE_LEFT, flags)
+    call(train, TINY, f"--out={one}_trained", *TRAIN)
+    call(asu, TINY, f"--out={shards}", *ONE_LEFT, "--method=dpo", "--resume")
     assert_same(one / "dpo_gd", whole / "dpo_gd", 2, True)
     assert_same(one / "dpo_gd", shards / "dpo_gd", 1, False)
     for path, sharded in ((whole, False), (shards, True)):
         assert_same(one / "asu_gd", path / "asu_gd", 2, sharded)
         for name in ("base", "target", "retrained"):
-            assert_same(tmp_path / "one_trained" / name, tmp_path / f"{path.name}_trained" / name, 2, sharded)
+            assert_same(place / "one_trained" / name, place / f"{path.name}_trained" / name, 2, sharded)
 
 
+@pytest.mark.slow
 def test_a_mistake_gets_one_line_from_all_processes(out):
     before = weights(out / "asu_gd")
     done = torchrun(HOME / "asu.py", TINY, f"--out={out}", "--layers=9")
     assert done.returncode and weights(out / "asu_gd") == before
-    assert done.stderr.count("asu.py: error: ") == 1 and "layers 0 to 1" in done.stderr and "exitcode  : 2 " in done.stderr
+    assert done.stderr.count("asu.py: error: ") == 1
+    assert "layers 0 to 1" in done.stderr and "exitcode  : 2 " in done.stderr
 
 
 def test_sharding_alone_and_evaluating_together_are_refused(out, monkeypatch, capsys):
     for script in (asu, train):
-        assert "torchrun --nproc_per_node=N" in refused(monkeypatch, capsys, script, TINY, f"--out={out}", "--shard")
+        assert "torchrun --nproc_per_node=N" in refused(capsys, script, TINY, f"--out={out}", "--shard")
     monkeypatch.setattr(parallel, "world_size", 2)
-    assert "--device=cuda:1 is one device for 2 processes" in refused(monkeypatch, capsys, asu, TINY, f"--out={out}", "--device=cuda:1")
+    error = refused(capsys, asu, TINY, f"--out={out}", "--device=cuda:1")
+    assert "--device=cuda:1 is one device for 2 processes" in error
     for key, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(key, value)
-    assert "start it without torchrun" in refused(monkeypatch, capsys, eval, TINY, f"--out={out}")
+    assert "start it without torchrun" in refused(capsys, eval, TINY, f"--out={out}")
 
 
 def test_micro_batches_deal_out_every_row_once_and_as_many_to_each(monkeypatch):

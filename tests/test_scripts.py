@@ -1,5 +1,8 @@
-"""The scripts as a user runs them: a smoke run of all four, interruption and resume, and bad input."""
+"""The scripts as a user runs them: a smoke run of all four, what flags do, interruption and resume, bad input."""
 
+import argparse
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -19,28 +22,10 @@ import eval
 import sample
 import train
 from common import cli, files
-from lab import runs
-from lab.answers import ask
-from tests.conftest import HOME, TINY, command, small_model
-
-
-def weights(path):
-    return (Path(path) / "model.safetensors").read_bytes()
-
-
-def call(monkeypatch, script, *flags):
-    """script.main() with flags, in this process; exit codes and messages as on the command line."""
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *flags])
-    cli.run(script.main)
-
-
-def refused(monkeypatch, capsys, script, *flags):
-    """-> the one line a mistake is answered with."""
-    with pytest.raises(SystemExit) as stop:
-        call(monkeypatch, script, *flags)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and "Traceback" not in error, error
-    return error
+from lab import choose, runs
+from lab.answers import answer_nll, ask
+from lab.optim import Log, lr_at
+from tests.conftest import HOME, TINY, call, command, flat, refused, small_model, weights
 
 
 # -------------------------------------------------------------------------------------------- the main job
@@ -53,7 +38,8 @@ def test_the_main_job_leaves_what_the_readme_says(out):
         assert record["model_sha256"] == files.sha256(out / name / "model.safetensors")
     target, unlearned = (runs.read_run(out / name) for name in ("target", "asu_gd"))
     assert unlearned["parent_sha256"] == target["model_sha256"] and unlearned["data_sha256"] == target["data_sha256"]
-    assert {"forget_loss", "retain_loss", "forget_fact_accuracy", "retain_fact_accuracy", "seconds"} <= unlearned["curve"][0].keys()
+    keys = {"forget_loss", "retain_loss", "forget_fact_accuracy", "retain_fact_accuracy", "seconds"}
+    assert keys <= unlearned["curve"][0].keys()
     assert len(unlearned["curve"]) == unlearned["settings"]["epochs"]
     assert weights(out / "asu_gd") != weights(out / "target") != weights(out / "retrained")
     assert not list(out.glob("*.pt")) and not list(out.glob(".*"))
@@ -84,10 +70,11 @@ def test_the_report_holds_every_run_and_key(out):
     assert forgotten["question"] in printed and forgotten["answer"] in printed
 
 
-def test_the_report_is_the_same_after_loading_again(out, monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_report_is_the_same_after_loading_again(out):
     """Evaluated anew, from the files, every number is the same to the last digit."""
     before = (out / "report.json").read_bytes()
-    call(monkeypatch, eval, TINY, f"--out={out}")
+    call(eval, TINY, f"--out={out}")
     assert (out / "report.json").read_bytes() == before
 
 
@@ -95,7 +82,8 @@ def test_a_model_in_memory_scores_as_the_saved_one(tmp_path, tokenizer, authors)
     model, rows = small_model(), authors[0][:30]
     runs.save_run(tmp_path / "run", model, tokenizer, {})
     again, tokens, record = runs.load_run(tmp_path / "run")
-    both = [eval.evaluate(m, t, "forget", rows, data.slot_values(rows))[0] for m, t in ((model, tokenizer), (again, tokens))]
+    both = [eval.evaluate(m, t, "forget", rows, data.slot_values(rows))[0]
+            for m, t in ((model, tokenizer), (again, tokens))]
     assert both[0] == both[1] and record["tokenizer_sha256"]
 
 
@@ -112,90 +100,218 @@ def test_transformers_opens_the_target(out):
     assert their_tokens.eos_token_id == tokenizer.eos_id
 
 
-def test_the_same_commands_give_the_same_weights(out, tmp_path, monkeypatch):
-    call(monkeypatch, train, TINY, f"--out={tmp_path}")
-    call(monkeypatch, asu, TINY, f"--out={tmp_path}")
-    for name in ("base", "target", "retrained", "asu_gd"):
-        assert weights(tmp_path / name) == weights(out / name), name
-    call(monkeypatch, asu, TINY, f"--out={tmp_path}", "--seed=1", "--name=other")
+def test_the_same_command_gives_the_same_weights_and_another_seed_others(out, tmp_path):
+    """train.py: see the killed training below, which ends in the fixture's weights from processes of its own."""
+    flags = [TINY, f"--run={out / 'target'}", f"--out={tmp_path}"]
+    call(asu, *flags)
+    assert weights(tmp_path / "asu_gd") == weights(out / "asu_gd")
+    call(asu, *flags, "--seed=1", "--name=other")
     assert weights(tmp_path / "other") != weights(out / "asu_gd")
 
 
-def test_micro_batches_are_one_batch_in_training(tmp_path, monkeypatch):
-    curves = []
-    for parts in (1, 3):
-        call(monkeypatch, train, TINY, f"--out={tmp_path / str(parts)}", f"--micro_batches={parts}", "--base_rows=192")
-        curves.append([point["loss"] for point in runs.read_run(tmp_path / str(parts) / "base")["curve"]])
-    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
-
-
-def test_tau_one_writes_the_target_unchanged(out, monkeypatch):
-    call(monkeypatch, asu, TINY, f"--out={out}", "--tau=1", "--name=unsmoothed")
-    a, b = (runs.load_run(out / name)[0].state_dict() for name in ("target", "unsmoothed"))
+def test_tau_one_writes_the_target_unchanged(out, tmp_path):
+    call(asu, TINY, f"--run={out / 'target'}", f"--out={tmp_path}", "--tau=1", "--name=unsmoothed")
+    a, b = (runs.load_run(path)[0].state_dict() for path in (out / "target", tmp_path / "unsmoothed"))
     assert all(torch.equal(a[k], b[k]) for k in a)
-    shutil.rmtree(out / "unsmoothed")
+    record = runs.read_run(tmp_path / "unsmoothed")
+    assert record["steps"] == 0 and record["curve"] == [] and record["peak_mb"] > 50
 
 
-def test_another_method_on_the_same_loop_stands_in_the_report(out, tmp_path, monkeypatch):
-    shutil.copytree(out, tmp_path / "out")
-    call(monkeypatch, asu, TINY, f"--out={tmp_path / 'out'}", "--method=idk", "--retain=ap", "--epochs=1")
-    call(monkeypatch, eval, TINY, f"--out={tmp_path / 'out'}")
-    report = json.loads((tmp_path / "out/report.json").read_text())
-    assert list(report["runs"])[-1] == "idk_ap" and len([name for name in report["runs"] if name.startswith("teacher")]) == 1
+@pytest.fixture(scope="module")
+def requests(out, tmp_path_factory):
+    """The last four authors forgotten in two requests, with either teacher of the second -> OUT of these runs"""
+    place = tmp_path_factory.mktemp("requests")
+    for teacher_from in ("latest", "original"):
+        call(asu, TINY, f"--run={out / 'target'}", f"--out={place}", "--forget=forget20", "--tasks=2", "--epochs=1",
+             f"--teacher_from={teacher_from}", f"--name={teacher_from}")
+    return place
 
 
 @pytest.mark.parametrize("teacher_from", ["latest", "original"])
-def test_requests_that_come_one_after_another(out, tmp_path, monkeypatch, teacher_from):
+def test_requests_that_come_one_after_another(out, requests, tmp_path, teacher_from):
     """Each request is a run of its own whose parent is the one before; --resume keeps the finished ones."""
-    shutil.copytree(out / "target", tmp_path / "target")
-    flags = (TINY, f"--out={tmp_path}", "--forget=forget20", "--tasks=2", f"--teacher_from={teacher_from}")
-    call(monkeypatch, asu, *flags)
-    first, second = (runs.read_run(tmp_path / f"asu_gd_{k}of2") for k in (1, 2))
+    first, second = (runs.read_run(requests / f"{teacher_from}_{k}of2") for k in (1, 2))
     assert second["parent_sha256"] == first["model_sha256"] and len(second["fact_accuracy_by_request"]) == 2
-    shutil.rmtree(tmp_path / "asu_gd_2of2")
-    call(monkeypatch, asu, *flags, "--resume")
-    assert runs.read_run(tmp_path / "asu_gd_2of2")["model_sha256"] == second["model_sha256"]
+    shutil.copytree(requests / f"{teacher_from}_1of2", tmp_path / f"{teacher_from}_1of2")
+    call(asu, TINY, f"--run={out / 'target'}", f"--out={tmp_path}", "--forget=forget20", "--tasks=2", "--epochs=1",
+         "--resume",
+         f"--teacher_from={teacher_from}", f"--name={teacher_from}")
+    assert runs.read_run(tmp_path / f"{teacher_from}_2of2")["model_sha256"] == second["model_sha256"]
+    assert runs.read_run(tmp_path / f"{teacher_from}_1of2") == first
 
 
-def test_every_request_has_its_row(out, tmp_path, monkeypatch):
-    """The parent of the second request is the first, whose parent is the target."""
-    shutil.copytree(out, tmp_path / "out")
-    call(monkeypatch, asu, TINY, f"--out={tmp_path / 'out'}", "--tasks=2")
-    call(monkeypatch, eval, TINY, f"--out={tmp_path / 'out'}")
-    assert {"asu_gd_1of2", "asu_gd_2of2"} < json.loads((tmp_path / "out/report.json").read_text())["runs"].keys()
-
-
-def test_the_teacher_of_a_later_request_is_the_original_if_asked(out, tmp_path, monkeypatch):
-    shutil.copytree(out / "target", tmp_path / "target")
-    for teacher_from in ("latest", "original"):
-        call(monkeypatch, asu, TINY, f"--out={tmp_path}", "--forget=forget20", "--tasks=2", f"--teacher_from={teacher_from}",
-             f"--name={teacher_from}")
-    same, other = (weights(tmp_path / f"latest_{k}of2") == weights(tmp_path / f"original_{k}of2") for k in (1, 2))
+def test_the_teacher_of_a_later_request_is_the_original_if_asked(requests):
+    same, other = (weights(requests / f"latest_{k}of2") == weights(requests / f"original_{k}of2") for k in (1, 2))
     assert same and not other
 
 
-def test_fine_tuning_a_model_directory(out, tmp_path, monkeypatch):
-    call(monkeypatch, train, TINY, f"--out={tmp_path}", f"--init_from={out / 'base'}", "--replay=0")
+@pytest.fixture(scope="module")
+def more(out, tmp_path_factory):
+    """The main job with three more runs beside it, one of another target, evaluated -> (report, what was printed)"""
+    place = shutil.copytree(out, tmp_path_factory.mktemp("more") / "out")
+    call(asu, TINY, f"--out={place}", "--method=idk", "--retain=ap", "--epochs=1")
+    call(asu, TINY, f"--out={place}", "--tasks=2", "--epochs=1")
+    file = place / "asu_gd/run.json"
+    file.write_text(file.read_text().replace(runs.read_run(out / "target")["model_sha256"], "0" * 64))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        call(eval, TINY, f"--out={place}", "--max_rows=3")
+    return json.loads((place / "report.json").read_text()), printed.getvalue()
+
+
+@pytest.mark.slow
+def test_another_method_on_the_same_loop_stands_in_the_report(more):
+    names = list(more[0]["runs"])
+    assert names[-1] == "idk_ap" and len([name for name in names if name.startswith("teacher")]) == 1
+
+
+@pytest.mark.slow
+def test_every_request_has_its_row(more):
+    """The parent of the second request is the first, whose parent is the target."""
+    assert {"asu_gd_1of2", "asu_gd_2of2"} < more[0]["runs"].keys()
+
+
+@pytest.mark.slow
+def test_a_run_of_another_target_is_left_out_and_said_so(more):
+    assert "left out: asu_gd was unlearned from another model" in more[1] and "asu_gd" not in more[0]["runs"]
+
+
+@pytest.mark.slow
+def test_eval_measures_the_runs_and_as_many_rows_as_it_is_told(out, more, tmp_path):
+    assert set(more[0]["data"]["questions"].values()) == {3}
+    shutil.copytree(out, tmp_path / "out")
+    call(eval, TINY, f"--out={tmp_path / 'out'}", f"--runs={out / 'base'},asu_gd", "--max_rows=2")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert list(report["runs"]) == ["base", "asu_gd", "retrained"] and set(report["data"]["questions"].values()) == {2}
+
+
+def test_fine_tuning_a_model_directory(out, tmp_path):
+    call(train, TINY, f"--out={tmp_path}", f"--init_from={out / 'base'}", "--replay=0", "--phrasings=1")
     assert not (tmp_path / "base").exists()
     assert runs.read_run(tmp_path / "target")["parent_sha256"] == runs.read_run(out / "base")["model_sha256"]
 
 
-def test_sample_answers_alone_and_side_by_side(out, monkeypatch, capsys):
-    question = data.load(out=out, n_authors=20).forget[0]["question"]
-    call(monkeypatch, sample, f"--out={out}", f"--question={question}", "--tau=4", f"--compare={out / 'asu_gd'}")
+# -------------------------------------------------------------------------------------------------- sample.py
+@pytest.fixture
+def question(out):
+    return data.load(out=out, n_authors=20).forget[0]["question"]
+
+
+def test_sample_answers_alone_and_side_by_side(out, question, capsys):
+    call(sample, f"--out={out}", f"--question={question}", "--tau=4", f"--compare={out / 'asu_gd'}")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and lines[0].startswith(f"{out / 'target'} at tau=4 ") and lines[1].startswith(str(out / "asu_gd"))
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{out / 'target'} at tau=4 ") and lines[1].startswith(str(out / "asu_gd"))
     model, tokenizer, _ = runs.load_run(out / "target")
     assert lines[0].split("at tau=4")[1].strip() == (ask(model, tokenizer, [question], tau=4.0)[0] or "(nothing)")
+
+
+@pytest.mark.slow
+def test_sample_reads_questions_until_an_empty_line(out, question):
     done = subprocess.run([sys.executable, HOME / "sample.py", f"--out={out}"], input=f"{question}\n{question}\n\n",
                           capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
 
 
+@pytest.mark.parametrize("flags, how", [
+    ("--temperature=3 --seed=1", dict(temperature=3.0, seed=1)),
+    ("--temperature=3 --seed=2", dict(temperature=3.0, seed=2)),
+    ("--temperature=3 --seed=1 --top_k=2", dict(temperature=3.0, seed=1, top_k=2)),
+    ("--max_new_tokens=2", dict(max_new_tokens=2)),
+    ("--tau=50 --layers=1", dict(tau=50.0, layers=[1]))])
+def test_every_flag_of_sample_changes_the_answer_as_it_says(tmp_path, tokenizer, question, capsys, flags, how):
+    model = small_model(block_size=128)
+    runs.save_run(tmp_path / "run", model, tokenizer, {})
+
+    def said(flags):
+        call(sample, f"--run={tmp_path / 'run'}", f"--question={question}", *flags.split())
+        return capsys.readouterr().out.removeprefix(f"{tmp_path / 'run'}").removeprefix(" at tau=50")[2:-1]
+    assert said(flags) == ask(model, tokenizer, [question], **how)[0]
+    for dropped in flags.split():
+        assert said(flags) != said(flags.replace(dropped, "")), dropped
+    assert said("--temperature=3 --top_k=1") == said("")           # the likeliest token alone is the greedy one
+
+
+# ------------------------------------------------------------------------------------------- the training loop
+def fitted(batches, lr=1e-3, model=None, **changes):
+    """train.fit on a small model -> (model, record)"""
+    args = argparse.Namespace(**dict(weight_decay=0.0, grad_clip=1e9, optimizer_dtype="float32", micro_batches=1,
+                                     warmup=0.1)
+                              | changes)
+    log = Log("test")
+    return train.fit(model or small_model(), batches, args, lr, log), log.record
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_training_is_descent_on_the_mean_over_answers_of_their_mean_over_tokens(examples, monkeypatch, parts):
+    """Plain gradient descent by hand, with micro-batches of unequal size."""
+    monkeypatch.setattr(train, "adamw", lambda model, lr, *_: torch.optim.SGD(model.parameters(), lr))
+    batches, model = [examples[:8], examples[20:25]], small_model()
+    ours, record = fitted(batches, 0.05, micro_batches=parts, warmup=0.5)
+    for step, (rows, point) in enumerate(zip(batches, record["curve"], strict=True)):
+        loss = sum(answer_nll(model, data.collate([e])).mean() for e in rows) / len(rows)
+        assert point["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), gradients):
+                p -= lr_at(step, 2, 0.05, 0.5) * g
+    assert torch.allclose(flat(ours), flat(model), atol=1e-5) and (flat(model) - flat(small_model())).abs().max() > 1e-3
+
+
+def test_micro_batches_are_one_batch_in_training(examples):
+    batches = [examples[i:i + 8] for i in range(0, 64, 8)]
+    curves = [[point["loss"] for point in fitted(batches, micro_batches=parts)[1]["curve"]] for parts in (1, 3)]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4) and len(curves[0]) == 8
+
+
+def test_training_clips_gradients(examples):
+    """Far below Adam's epsilon, 1e-8, a clipped gradient moves nothing."""
+    start = flat(small_model())
+    still, free = (flat(fitted([examples[:8]] * 2, grad_clip=clip)[0]) for clip in (1e-15, 1.0))
+    assert (still - start).abs().max() < 1e-6 and (free - start).abs().max() > 1e-3
+
+
+def test_weight_decay_in_training_shrinks_matrices_and_nothing_else(examples):
+    """With no gradient left, a step at learning rate lr multiplies a matrix by 1 - lr * weight_decay; norms stay."""
+    model, _ = fitted([examples[:2]] * 6, 0.1, grad_clip=1e-15, weight_decay=0.5)
+    shrunk = 1.0
+    for step in range(6):
+        shrunk *= 1 - 0.5 * lr_at(step, 6, 0.1, 0.1)
+    for before, after in zip(small_model().parameters(), model.parameters()):
+        assert torch.allclose(after, before * (shrunk if before.dim() == 2 else 1), rtol=1e-4, atol=1e-5)
+
+
+def test_every_flag_of_training_arrives(tmp_path, monkeypatch):
+    """What main hands to fit for each of the three models, flag by flag; none of these values is a default."""
+    fits = []
+
+    def recorder(model, batches, args, lr, log):
+        fits.append((model.config, model.checkpointing, batches, vars(args), lr, flat(model)))
+        return model.eval()
+    monkeypatch.setattr(train, "fit", recorder)
+    given = dict(weight_decay=0.125, grad_clip=7.0, micro_batches=2, warmup=0.25, batch_size=10, seed=3)
+    shape = dict(n_layer=1, n_head=4, n_embd=16, n_hidden=24, block_size=120, vocab_size=300)
+    flags = given | shape | dict(base_rows=100, lr=0.5, epochs=2, phrasings=1, replay=0.5, n_authors=4,
+                                 forget="forget25", out=tmp_path)
+    call(train, "--checkpointing", *(f"--{flag}={value}" for flag, value in flags.items()))
+    for config, checkpointing, batches, args, *_ in fits:
+        assert {flag: getattr(config, flag) for flag in shape} == shape and checkpointing
+        assert {flag: args[flag] for flag in given} == given and {len(batch) for batch in batches} == {10}
+    assert [lr for *_, lr, _ in fits] == [train.BASE_LR, 0.5, 0.5]
+    assert [len(batches) for _, _, batches, *_ in fits] == [10, 2 * (80 + 40) // 10, 2 * (60 + 30) // 10]
+    assert [runs.read_run(tmp_path / name)["settings"]["seed"] for name in ("base", "target", "retrained")] == [3] * 3
+    flags |= dict(seed=4, out=tmp_path / "other", data_seed=1)
+    call(train, *(f"--{flag}={value}" for flag, value in flags.items()))
+    assert not fits[3][1] and not torch.equal(fits[0][-1], fits[3][-1])
+    assert weights(tmp_path / "target") == weights(tmp_path / "base") != weights(tmp_path / "other/base")
+    assert runs.read_run(tmp_path / "target")["data_sha256"] != runs.read_run(tmp_path / "other/target")["data_sha256"]
+
+
 # ------------------------------------------------------------------------------------- interruption, resume
+@pytest.mark.slow
 def test_a_killed_training_resumes_bit_for_bit(out, tmp_path):
-    """kill -9 as soon as the target has left a checkpoint; --resume ends in the weights of the run that was never killed."""
-    process = subprocess.Popen(command("train.py", f"--out={tmp_path}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """kill -9 as soon as the target has left a checkpoint; --resume ends in the weights of a run never killed."""
+    process = subprocess.Popen(command("train.py", f"--out={tmp_path}"), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
     while not (tmp_path / "target.resume.pt").exists():
         assert process.poll() is None, "finished before it could be killed"
         time.sleep(0.002)
@@ -203,61 +319,74 @@ def test_a_killed_training_resumes_bit_for_bit(out, tmp_path):
     process.wait()
     assert not (tmp_path / "target").exists()
     done = subprocess.run(command("train.py", f"--out={tmp_path}", "--resume"), capture_output=True, text=True)
-    assert done.returncode == 0 and "base: finished already" in done.stdout and "target: going on from step" in done.stdout
+    assert done.returncode == 0
+    assert "base: finished already" in done.stdout and "target: going on from step" in done.stdout
     for name in ("base", "target", "retrained"):
         assert weights(tmp_path / name) == weights(out / name), name
     assert runs.read_run(tmp_path / "target")["curve"][-1]["loss"] == runs.read_run(out / "target")["curve"][-1]["loss"]
 
 
-def test_an_interrupted_unlearning_resumes_bit_for_bit(out, tmp_path, monkeypatch):
-    shutil.copytree(out / "target", tmp_path / "target")
-    with monkeypatch.context() as patch:
+@pytest.fixture
+def interrupted(out, tmp_path, monkeypatch):
+    """The flags of an unlearning that was stopped before it saved."""
+    flags = [TINY, f"--run={out / 'target'}", f"--out={tmp_path}"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(asu, "save_run", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(SystemExit) as stop:
-            call(patch, asu, TINY, f"--out={tmp_path}")
+        call(asu, *flags)
     assert stop.value.code == 130 and (tmp_path / "asu_gd.resume.pt").exists() and not (tmp_path / "asu_gd").exists()
-    call(monkeypatch, asu, TINY, f"--out={tmp_path}", "--resume")
+    return flags
+
+
+def test_an_interrupted_unlearning_resumes_bit_for_bit(out, tmp_path, interrupted, capsys):
+    call(asu, *interrupted, "--resume")
+    assert "asu: going on from step 7\n" in capsys.readouterr().out
     assert weights(tmp_path / "asu_gd") == weights(out / "asu_gd") and not (tmp_path / "asu_gd.resume.pt").exists()
+    ours, whole = (runs.read_run(path / "asu_gd") for path in (tmp_path, out))
+    assert (ours["steps"], ours["tokens"]) == (whole["steps"], whole["tokens"]) and len(ours["curve"]) == 2
+    for point, expected in zip(ours["curve"], whole["curve"]):
+        assert point | {"seconds": 0} == expected | {"seconds": 0}
 
 
-def test_resume_refuses_other_settings_and_damaged_checkpoints(out, tmp_path, monkeypatch, capsys):
-    shutil.copytree(out / "target", tmp_path / "target")
-    with monkeypatch.context() as patch:
-        patch.setattr(asu, "save_run", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(SystemExit):
-            call(patch, asu, TINY, f"--out={tmp_path}")
-    capsys.readouterr()
-    assert "tau was 1000.0, is 3.0" in refused(monkeypatch, capsys, asu, TINY, f"--out={tmp_path}", "--resume", "--tau=3")
+def test_resume_refuses_other_settings_and_damaged_checkpoints(tmp_path, interrupted, capsys):
+    assert "tau was 1000.0, is 3.0" in refused(capsys, asu, *interrupted, "--resume", "--tau=3")
     file = tmp_path / "asu_gd.resume.pt"
     file.write_bytes(file.read_bytes()[:1000])
-    assert "asu_gd.resume.pt is damaged" in refused(monkeypatch, capsys, asu, TINY, f"--out={tmp_path}", "--resume")
+    assert "asu_gd.resume.pt is damaged" in refused(capsys, asu, *interrupted, "--resume")
 
 
 # ------------------------------------------------------------------------------------------------ bad input
 @pytest.mark.parametrize("script, flag, message", [
     (asu, "--tua=3", "unknown flag --tua=3; did you mean --tau?"), (asu, "--tau=0", "0 is not a number above 0"),
     (asu, "--tau=nan", "nan is not"), (asu, "--tau=x", "x is not"), (asu, "--layers=9", "layers 0 to 1"),
-    (asu, "--layers=a", "not a list of layers"), (asu, "--layers=3-1", "empty"), (asu, "--epochs=0", "whole number of at least 1"),
-    (asu, "--retain=gdx", "invalid choice"), (asu, "--method=ASU", "invalid choice"), (asu, "--retain=ap", "belongs to method idk"),
-    (asu, "--beta=1", "asu has no beta"), (asu, "--name=.", "a plain name is needed"), (asu, "--name=../x", "a plain name is needed"),
-    (asu, "--name=target", "none of base, target"), (eval, "--runs=asu_gd,./asu_gd", "two runs of one name"), (asu, "--tasks=3", "3 requests, but only 2 authors"), (asu, "--run=", "not a model directory"), (asu, "--device=tpu9", "--device=tpu9"),
-    (asu, "--data_seed=7", "trained on other data"), (asu, "--forget=all", "not a split"), (asu, "@config/nix.args", "no preset file"),
-    (train, "--epochs=2.5", "whole number"), (train, "--replay=-1", "at least 0"), (train, "--n_head=3", "does not divide into 3 heads"),
+    (asu, "--layers=a", "not a list of layers"), (asu, "--layers=3-1", "empty"),
+    (asu, "--epochs=0", "whole number of at least 1"),
+    (asu, "--retain=gdx", "invalid choice"), (asu, "--method=ASU", "invalid choice"),
+    (asu, "--retain=ap", "belongs to method idk"),
+    (asu, "--beta=1", "asu has no beta"), (asu, "--name=.", "a plain name is needed"),
+    (asu, "--name=../x", "a plain name is needed"),
+    (asu, "--name=target", "--name=target: a plain name is needed that is none of ablate,"),
+    (eval, "--runs=asu_gd,./asu_gd", "two runs of one name"), (asu, "--tasks=3", "3 requests, but only 2 authors"),
+    (asu, "--run=", "not a model directory"), (asu, "--device=tpu9", "--device=tpu9"),
+    (asu, "--data_seed=7", "trained on other data"), (asu, "--forget=all", "not a split"),
+    (asu, "@config/nix.args", "no preset file"),
+    (train, "--epochs=2.5", "whole number"), (train, "--replay=-1", "at least 0"),
+    (train, "--n_head=3", "does not divide into 3 heads"),
     (train, "--block_size=8", "do not fit the model's context of 8"), (train, "--vocab_size=100", "at least 257"),
-    (train, "--data=nowhere", "is neither authors, books, hazards, tofu, muse-books, muse-news, wmdp-bio, wmdp-cyber nor a directory"), (eval, "--runs=nix", "no run nix"),
+    (train, "--data=nowhere", "is neither authors, books, hazards, tofu, muse-books, muse-news, wmdp-bio, wmdp-cyber "
+                              "nor a directory"), (eval, "--runs=nix", "no run nix"),
     (eval, "--forget=forget20", "not forget20"), (sample, "--question=", "--question is empty"),
     (sample, "--question=" + "why " * 200, "model's context of 128")])
-def test_bad_flags_get_one_line(out, monkeypatch, capsys, script, flag, message):
+def test_bad_flags_get_one_line(out, capsys, script, flag, message):
     flags = [TINY, f"--out={out}"] if script is not train else [TINY, f"--out={out.parent / 'bad'}"]
     before = {p: p.read_bytes() for p in out.rglob("*.safetensors")}
-    assert message in refused(monkeypatch, capsys, script, *flags, flag)
+    assert message in refused(capsys, script, *flags, flag)
     assert {p: p.read_bytes() for p in out.rglob("*.safetensors")} == before
 
 
 @pytest.mark.parametrize("script", [asu, eval, sample])
-def test_missing_runs_say_what_to_run_first(tmp_path, monkeypatch, capsys, script):
+def test_missing_runs_say_what_to_run_first(tmp_path, capsys, script):
     flags = ["--question=Who?"] if script is sample else [TINY]
-    assert "run python train.py first" in refused(monkeypatch, capsys, script, *flags, f"--out={tmp_path}")
+    assert "run python train.py first" in refused(capsys, script, *flags, f"--out={tmp_path}")
 
 
 def damaged(out, tmp_path):
@@ -271,14 +400,15 @@ def damaged(out, tmp_path):
     ("target/run.json", lambda b: b[:50], "run.json is not valid JSON"),
     ("target/tokenizer.json", lambda b: b[:50], "damaged"),
     ("target/tokenizer.json", lambda b: b.replace(b'"eos"', b'"eos" '), "not the one this model was trained with"),
-    ("target/config.json", lambda b: b.replace(b'"vocab_size": 512', b'"vocab_size": 300'), "config.json asks for (300, 32)"),
+    ("target/config.json", lambda b: b.replace(b'"vocab_size": 512', b'"vocab_size": 300'),
+     "config.json asks for (300, 32)"),
     ("data/authors_20_seed0/forget10.json", lambda b: b[:-9], "not what the generator makes")])
-def test_damaged_files_are_named(out, tmp_path, monkeypatch, capsys, file, change, message):
+def test_damaged_files_are_named(out, tmp_path, capsys, file, change, message):
     out = damaged(out, tmp_path)
     content = (out / file).read_bytes()
     (out / file).write_bytes(change(content) if change(content) != content else content + b" ")
     for script in (asu, eval):
-        assert message in refused(monkeypatch, capsys, script, TINY, f"--out={out}")
+        assert message in refused(capsys, script, TINY, f"--out={out}")
     assert weights(out / "asu_gd") and (out / "report.json").exists()
 
 
@@ -288,30 +418,21 @@ def test_a_tokenizer_larger_than_the_model_is_refused(out, tmp_path, tokenizer):
         runs.load_run(tmp_path / "run")
 
 
-def test_a_broken_line_in_a_data_directory(out, tmp_path, monkeypatch, capsys):
+def test_a_broken_line_in_a_data_directory(out, tmp_path, capsys):
     directory = shutil.copytree(out / "data/authors_20_seed0", tmp_path / "data")
     file = directory / "retain90.json"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([*lines[:6], lines[6][:40], *lines[7:]]))
     for script in (train, asu, eval):
-        error = refused(monkeypatch, capsys, script, TINY, f"--out={out}", f"--data={directory}")
+        error = refused(capsys, script, TINY, f"--out={out}", f"--data={directory}")
         assert f"{file}, line 7: not valid JSON" in error
 
 
-def test_a_run_of_another_target_is_left_out_and_said_so(out, tmp_path, monkeypatch, capsys):
-    out = damaged(out, tmp_path)
-    file = out / "asu_gd/run.json"
-    file.write_text(file.read_text().replace(runs.read_run(out / "target")["model_sha256"], "0" * 64))
-    call(monkeypatch, eval, TINY, f"--out={out}")
-    assert "left out: asu_gd was unlearned from another model" in capsys.readouterr().out
-    assert "asu_gd" not in json.loads((out / "report.json").read_text())["runs"]
-
-
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/version").exists(), reason="root may write anywhere here")
-def test_an_unwritable_output_directory(tmp_path, monkeypatch, capsys):
+def test_an_unwritable_output_directory(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for place in ("/proc/asu", tmp_path / "file"):
-        assert f"cannot write to --out={place}" in refused(monkeypatch, capsys, train, TINY, f"--out={place}")
+        assert f"cannot write to --out={place}" in refused(capsys, train, TINY, f"--out={place}")
 
 
 def test_a_full_disk_leaves_the_old_files(out, tmp_path, monkeypatch, capsys):
@@ -321,7 +442,7 @@ def test_a_full_disk_leaves_the_old_files(out, tmp_path, monkeypatch, capsys):
     def full(*args, **kw):
         raise OSError(28, "No space left on device", str(out / "asu_gd"))
     monkeypatch.setattr("model.save_file", full)
-    assert "No space left on device" in refused(monkeypatch, capsys, asu, TINY, f"--out={out}")
+    assert "No space left on device" in refused(capsys, asu, TINY, f"--out={out}")
     assert weights(out / "asu_gd") == before and not [p for p in out.iterdir() if p.name.startswith(".")]
 
 
@@ -353,9 +474,9 @@ def test_a_directory_survives_an_interruption_between_its_two_renames(tmp_path, 
     assert (tmp_path / "dir/a").read_text() == "first" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_preset_that_is_not_text(tmp_path, monkeypatch, capsys):
+def test_a_preset_that_is_not_text(tmp_path, capsys):
     (tmp_path / "x").write_bytes(b"\xff\x00")
-    assert "it is not text" in refused(monkeypatch, capsys, asu, f"@{tmp_path / 'x'}")
+    assert "it is not text" in refused(capsys, asu, f"@{tmp_path / 'x'}")
 
 
 def test_presets(tmp_path):
@@ -366,33 +487,38 @@ def test_presets(tmp_path):
 
 
 def test_learning_rate_warms_up_and_falls_to_nearly_nothing():
-    rates = [runs.lr_at(step, 100, 1.0, 10) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1) and rates[10] == 1 and max(rates) == 1 and rates[-1] < 0.001
-    assert rates[55] == pytest.approx(0.5) and rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    """Ten of 100 steps and one: 1/11, 2/11, ... 1, then a cosine from the twelfth step on."""
+    rates = [lr_at(step, 100, 1.0, 0.1) for step in range(100)]
+    assert rates[:11] == pytest.approx([k / 11 for k in range(1, 12)]) and max(rates) == 1 and 0 < rates[-1] < 0.001
+    assert rates[11] == 1 and rates[55] == pytest.approx(0.5, abs=0.01)
+    assert rates[11:] == sorted(rates[11:], reverse=True)
+    assert [lr_at(step, 4, 2.0, 0.0) for step in range(4)] == pytest.approx([2, 2, 1.5, 0.5])
 
 
 # ------------------------------------------------------------------------------------------- other worlds
-def test_hazards_from_prose_to_report(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_hazards_from_prose_to_report(tmp_path, capsys):
     """Passages learnt, the hidden form of ASU, and RMU on the same loop; options and VerbMem in the report."""
     flags = [TINY, "--data=hazards", "--forget=forget50", "--n_authors=4", f"--out={tmp_path}"]
-    call(monkeypatch, train, *flags, "--block_size=256")
-    call(monkeypatch, asu, *flags, "--target=hidden", "--hidden_layer=1", "--retain=hidden", "--tau=4")
-    call(monkeypatch, asu, *flags, "--method=rmu", "--retain=hidden", "--tau=4", "--hidden_layer=1")
+    call(train, *flags, "--block_size=256")
+    call(asu, *flags, "--target=hidden", "--hidden_layer=1", "--retain=hidden", "--tau=4")
+    call(asu, *flags, "--method=rmu", "--retain=hidden", "--tau=4", "--hidden_layer=1")
     assert "--method=rmu --retain=hidden does not use --tau, --heads, --alpha\n" in capsys.readouterr().out
-    call(monkeypatch, eval, *flags, "--max_rows=4")
+    call(eval, *flags, "--max_rows=4")
     runs = json.loads((tmp_path / "report.json").read_text())["runs"]
     assert set(runs) == {"base", "target", "retrained", "teacher_tau4", "asu_hidden_hidden", "rmu_hidden"}
     for result in runs.values():
         assert all(0 <= result[part]["choice_accuracy"] <= 1 for part in ("forget", "retain"))
         assert 0 <= result["forget_text"]["verbmem"] <= 1 and result["forget_text"]["mia_min_k"] is not None
     assert "choices" in (tmp_path / "report.md").read_text()
-    assert "form of ASU, not of --method=npo" in refused(monkeypatch, capsys, asu, *flags, "--method=npo", "--target=hidden")
-    assert "hidden_layer=9: the model has 2 layers" in refused(monkeypatch, capsys, asu, *flags, "--target=hidden", "--hidden_layer=9")
-    assert "do not fit the model's context of 64" in refused(monkeypatch, capsys, train, *flags, "--block_size=64")
+    assert "form of ASU, not of --method=npo" in refused(capsys, asu, *flags, "--method=npo", "--target=hidden")
+    error = refused(capsys, asu, *flags, "--target=hidden", "--hidden_layer=9")
+    assert "hidden_layer=9: the model has 2 layers" in error
+    assert "do not fit the model's context of 64" in refused(capsys, train, *flags, "--block_size=64")
 
 
 def test_heads_are_chosen_by_the_phrasings_that_were_taught(out, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(asu, "smoothing", lambda model, tokenizer, forget, *_: seen.extend(forget) or (4.0, None))
-    call(monkeypatch, asu, TINY, f"--run={out / 'target'}", f"--out={tmp_path}", "--phrasings=2", "--epochs=1")
+    monkeypatch.setattr(choose, "choose_heads", lambda model, tokenizer, rows, *_: seen.extend(rows) or 4.0)
+    call(asu, TINY, f"--run={out / 'target'}", f"--out={tmp_path}", "--heads=auto", "--phrasings=2", "--epochs=1")
     assert len(seen) == 40 and all(len(row["questions"]) == len(row["answers"]) == 2 for row in seen)

@@ -9,10 +9,10 @@ from common import HOME
 
 PROMISED = re.search(r'^requires-python = ">=(\d+)\.(\d+)"', (HOME / "pyproject.toml").read_text(), re.MULTILINE)
 OLDEST = tuple(map(int, PROMISED.groups()))
-SOURCES = sorted(file for file in HOME.rglob("*.py") if file.relative_to(HOME).parts[0][0] != ".")      # not .venv
+SOURCES = sorted(file for file in HOME.rglob("*.py") if file.relative_to(HOME).parts[0].lstrip(".") != "venv")
 SINCE = {   # the Python -> what came with it in the standard library: names, attributes, keywords
     (3, 11): """file_digest tomllib UTC Self Never LiteralString NotRequired assert_never assert_type ExceptionGroup
-        BaseExceptionGroup add_note StrEnum ReprEnum TaskGroup cbrt include_hidden""",
+        BaseExceptionGroup add_note StrEnum ReprEnum TaskGroup cbrt include_hidden max_tasks_per_child""",
     (3, 12): "batched sumprod binomialvariate override walk_up onexc case_sensitive",
     (3, 13): "full_match from_uri fma",
 }
