@@ -448,6 +448,7 @@ def main():
         if done.get("settings") == settings and done["parent_sha256"] == parent_sha:
             model, parent_sha, parent = load_run(path, device, dtype, args.shard)[0], done["model_sha256"], path
             print(f"{path}: finished already", flush=True)
+            checkpoint_of(path).unlink(missing_ok=True)     # of a run that was killed after its last file
             continue
 
         def facts(*sets):

@@ -140,6 +140,7 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
     finished = read_run(path)
     if args.resume and finished.get("settings") == settings:
         print(f"{name}: finished already")
+        checkpoint_of(path).unlink(missing_ok=True)         # of a run that was killed after its last file
         return load_run(path, model.device, model.dtype, args.shard)[0], finished["model_sha256"]
     rng, batches = random.Random(f"{name} {args.seed}"), []
     for examples in epochs:

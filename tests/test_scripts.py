@@ -392,6 +392,12 @@ def test_an_interrupted_unlearning_resumes_bit_for_bit(out, tmp_path, interrupte
         assert point | {"seconds": 0} == expected | {"seconds": 0}
 
 
+def test_a_run_that_was_killed_after_its_last_file_leaves_no_checkpoint(out, tmp_path, interrupted, untrained):
+    shutil.copytree(out / "asu_gd", tmp_path / "asu_gd")
+    call(asu, *interrupted, "--resume")
+    assert weights(tmp_path / "asu_gd") == weights(out / "asu_gd") and not (tmp_path / "asu_gd.resume.pt").exists()
+
+
 def test_resume_refuses_other_settings_and_damaged_checkpoints(tmp_path, interrupted, capsys):
     assert "tau was 8.0, is 3.0" in refused(capsys, asu, *interrupted, "--resume", "--tau=3")
     file = tmp_path / "asu_gd.resume.pt"
@@ -728,7 +734,7 @@ def test_hazards_from_prose_to_report(tmp_path, capsys):
     call(train, *flags, "--block_size=256")
     call(asu, *flags, "--target=hidden", "--hidden_layer=1", "--retain=hidden", "--tau=4")
     call(asu, *flags, "--method=rmu", "--retain=hidden", "--tau=4", "--hidden_layer=1")
-    assert "--method=rmu --retain=hidden does not use --tau, --heads, --alpha\n" in capsys.readouterr().out
+    assert "--method=rmu --retain=hidden does not use --tau\n" in capsys.readouterr().out
     call(eval, *flags, "--max_rows=4")
     runs = json.loads((tmp_path / "report.json").read_text())["runs"]
     assert set(runs) == {"base", "target", "retrained", "teacher_tau4", "asu_hidden_hidden", "rmu_hidden"}
@@ -739,7 +745,8 @@ def test_hazards_from_prose_to_report(tmp_path, capsys):
     assert "form of ASU, not of --method=npo" in refused(capsys, asu, *flags, "--method=npo", "--target=hidden")
     error = refused(capsys, asu, *flags, "--target=hidden", "--hidden_layer=9")
     assert "hidden_layer=9: the model has 2 layers" in error
-    assert "do not fit the model's context of 64" in refused(capsys, train, *flags, "--block_size=64")
+    assert "do not fit the model's context of 64" in refused(capsys, train, *flags, "--block_size=64",
+                                                                          "--overwrite")
 
 
 def test_heads_are_chosen_by_the_phrasings_that_were_taught(out, tmp_path, monkeypatch):
