@@ -132,9 +132,9 @@ def check_fits(dataset, tokenizer, block_size, phrasings=None, max_rows=200):
             continue
         length = len(encode(tokenizer, question, answer))
         if length > block_size + 1:
-            what = f"question and answer ({answer[:30]!r})" if question else f"passage ({answer[:30]!r})"
-            raise UserError(f"--data={dataset.name}, {where}, row {row['id']}: a {what} of {length} tokens do not fit "
-                            f"the model's context of {block_size}")
+            what = "question and answer" if question else "passage"
+            raise UserError(f"--data={dataset.name}, {where}, row {row['id']}: {length} tokens do not fit the model's "
+                            f"context of {block_size}: {what} {answer[:30]!r}")
 
 
 def rest_of(forget):
