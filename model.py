@@ -335,12 +335,16 @@ class Transformer(nn.Module):
         Raises ValueError naming the file and what is wrong: missing, truncated, another architecture, other shapes.
         """
         dir = local_dir(dir_or_hub_id)
-        config = read_config(dir)
+        config, state = read_config(dir), read_weights(dir, device)
+        tied = [state[name] for name in ("embed_tokens.weight", "lm_head.weight") if name in state]
+        if config.tie_weights and len(tied) == 2 and not torch.equal(tied[0].float(), tied[1].float()):
+            print(f"{dir}: lm_head.weight differs from the embedding, so the two are not tied, as in transformers, "
+                  "although config.json says so", flush=True)
+            config.tie_weights = False
+        elif config.tie_weights and tied:                   # under either name
+            state["embed_tokens.weight"] = state["lm_head.weight"] = tied[0]
         with torch.device("meta"):
             model = cls(config)
-        state = read_weights(dir, device)
-        if config.tie_weights and "embed_tokens.weight" in state:
-            state["lm_head.weight"] = state["embed_tokens.weight"]
         expected = model.state_dict()
         for name in sorted(expected.keys() | state.keys()):
             have, want = (tuple(s[name].shape) if name in s else "missing" for s in (state, expected))

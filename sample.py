@@ -54,7 +54,7 @@ def main():
             raise UserError("--question is empty")
         for name, (model, tokenizer, _), smoothing in shown:
             if args.show_prompt:
-                print(tokenizer.prompt.format(question=question), flush=True)
+                print(tokenizer.prompt_text(question), flush=True)
             [answer] = ask(model, tokenizer, [question], args.max_new_tokens, temperature=args.temperature,
                                 top_k=args.top_k, seed=args.seed, **smoothing)
             print(f"{name:{width}}  {answer or '(nothing)'}", flush=True)

@@ -108,6 +108,34 @@ PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets":
 CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "clean_up_tokenization_spaces": False}
 
 
+def our_spec(merges):
+    """Merges [[left letters, right letters]] -> the tokenizer.json of our trainer, as a dict."""
+    letters = [LETTER[b] for b in range(256)] + [a + b for a, b in merges]
+    vocab = {token: i for i, token in enumerate(letters)} | {EOS: len(letters)}
+    eos = {"id": len(letters), "content": EOS, "single_word": False, "lstrip": False, "rstrip": False,
+           "normalized": False, "special": True}
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [eos], "normalizer": None,
+            "pre_tokenizer": PRE_TOKENIZER, "post_processor": None,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                      "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                      "ignore_merges": False, "vocab": vocab, "merges": merges}}
+
+
+def is_ours(spec):
+    """Whether a tokenizer.json is, to the last id, what our trainer writes for its merges. Many look like ours."""
+    try:
+        return spec == our_spec(spec["model"]["merges"])
+    except (KeyError, TypeError, ValueError):       # merges in another form
+        return False
+
+
+def at_rest(spec):
+    """tokenizer.json without how it was last used: cut to a length, padded, merges left out at random."""
+    spec = spec | {"truncation": None, "padding": None}
+    return spec | {"model": spec["model"] | {"dropout": None}} if spec["model"].get("dropout") else spec
+
+
 def without_prefix(spec):
     """The tokenizer.json of a SentencePiece model puts a space before a text -> (the same without it, where).
 
@@ -125,80 +153,86 @@ def without_prefix(spec):
     return spec, where
 
 
+def halves(template, hole):
+    """halves("Q: {question}\n", "{question}") -> ("Q: ", "\n"). Text from a file is joined, never formatted."""
+    before, _, after = template.partition(hole)
+    return before, after
+
+
 def content(token):
     """A token in tokenizer_config.json: its text, or a dict around it."""
     return token["content"] if isinstance(token, dict) else token
 
 
-def library_engine(spec, special):
+def library_engine(spec, special=()):
     """A tokenizer.json as a dict -> the library's Tokenizer, to which special tokens in a text are plain letters.
 
-    special: a text; added tokens that occur in it are special, whatever tokenizer.json says of them.
-    """
-    added = [t | {"special": t["special"] or t["content"] in special} for t in spec.get("added_tokens", [])]
+    special: tokens that are special whatever tokenizer.json says of them. Raises UserError where it is damaged."""
+    added = [t | {"special": t["special"] or t["content"] in special} for t in spec.get("added_tokens") or []]
     try:
         engine = tokenizers.Tokenizer.from_str(json.dumps(spec | {"added_tokens": added}))
-    except Exception as e:          # the library raises nothing narrower
+        engine.encode_special_tokens = True
+        engine.decode(engine.encode("Zoë, 日本 🙂").ids)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:      # the library raises nothing narrower, and where it panics nothing wider
         raise UserError(f"tokenizer.json is damaged: {e}") from e
-    engine.encode_special_tokens = True
     return engine
 
 
 class Tokenizer:
     """encode, decode, offsets, save: the same for our own ranks (tiktoken) and for a downloaded tokenizer.json.
 
-    vocab_size counts EOS; `eos_id` ends every answer, `start_id` begins a text: BOS, or EOS where there is none.
-    `prompt` and `answer`: the format strings of its model's template.
+    vocab_size: above the largest id; `eos_id` ends every answer, `start_id` begins a text: BOS, or EOS where there is
+    none. `prompt` and `answer`: what its model's template puts before and after a question, and an answer.
     """
 
     def __init__(self, spec, config=None):
         """spec, config: the contents of tokenizer.json and tokenizer_config.json as dicts."""
+        spec = at_rest(spec)
         self.spec, self.config, self.prefix = spec, config or CONFIG, "never"
+        self.ours = is_ours(spec)
+        self.engine = None if self.ours else library_engine(spec)
+        tokens = {t["content"] for t in spec.get("added_tokens") or []}
         eos = content(self.config.get("eos_token")) or EOS
-        added = {t["content"]: t["id"] for t in spec.get("added_tokens", [])}
-        vocab = spec["model"]["vocab"] if isinstance(spec["model"]["vocab"], dict) else {}
-        self.template = template_of(str(self.config.get("chat_template") or ""), eos, added)
-        self.prompt, self.answer, end = TEMPLATES[self.template]
-        self.eos = end or eos
-        self.eos_id = added.get(self.eos, vocab.get(self.eos))
-        if self.eos_id is None:
-            raise UserError(f"tokenizer.json has no token {self.eos!r} to end an answer with")
-        self.special = added | {self.eos: self.eos_id}
-        self.ours = spec["model"]["type"] == "BPE" and spec.get("pre_tokenizer") == PRE_TOKENIZER and not (
-            spec.get("normalizer") or spec.get("post_processor"))
-        if self.ours:
-            ranks = {bytes(BYTE[c] for c in token): i for token, i in vocab.items() if token not in added}
-            self.engine = tiktoken.Encoding("asu", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=added)
-            self.vocab_size, self.start_id = self.engine.n_vocab, self.eos_id
-            return
-        self.engine = library_engine(spec, self.prompt + self.eos)
-        self.vocab_size = self.engine.get_vocab_size()
-        spec, self.prefix = without_prefix(spec)
-        self.inner = library_engine(spec, self.prompt + self.eos)
-        self.start_id = self.special.get(self.bos(), self.eos_id)
+        self.template = template_of(str(self.config.get("chat_template") or ""), eos, tokens)
+        prompt, answer, end = TEMPLATES[self.template]
+        bos = [] if self.ours else self.bos()
+        self.prompt, self.answer = halves(prompt, "{question}"), halves(answer, "{answer}")
         if self.template == "plain":
-            self.prompt = self.bos() + self.prompt
+            self.prompt = "".join(bos) + self.prompt[0], self.prompt[1]
+        self.eos, in_use = end or eos, {end or eos, *bos}
+        in_use |= {token for token in tokens if token in "".join(self.prompt)}
+        if self.ours:
+            vocab = spec["model"]["vocab"]
+            ranks = {bytes(BYTE[c] for c in token): i for token, i in vocab.items() if token != EOS}
+            self.engine = tiktoken.Encoding("asu", pat_str=SPLIT, mergeable_ranks=ranks,
+                                            special_tokens={EOS: len(ranks)})
+            self.vocab_size, id_of = self.engine.n_vocab, vocab.get
+        else:
+            self.engine = library_engine(spec, in_use)
+            self.vocab_size, id_of = 1 + max(self.engine.get_vocab().values()), self.engine.token_to_id
+            inner, self.prefix = without_prefix(spec)
+            self.inner = library_engine(inner, in_use)
+        self.special = {token: id_of(token) for token in tokens | in_use}       # the library's ids, not what is said
+        for token, use in ((self.eos, "end an answer"), *((token, "begin a text") for token in bos)):
+            if self.special[token] is None:
+                raise UserError(f"tokenizer.json has no token {token!r} to {use} with")
+        self.eos_id, self.start_id = self.special[self.eos], self.special[[*bos, self.eos][0]]
 
     def bos(self):
-        """What a text begins with, "" or a token: as tokenizer_config.json orders, else what tokenizer.json adds."""
+        """The tokens a text begins with: as tokenizer_config.json orders, else what tokenizer.json puts before it."""
         if (add := self.config.get("add_bos_token")) is not None:
-            return content(self.config.get("bos_token")) or "" if add else ""
-        return "".join(self.engine.id_to_token(i) for i in self.engine.encode("").ids if i != self.eos_id)
+            return [content(self.config["bos_token"])] if add and self.config.get("bos_token") else []
+        text = self.engine.encode("a")
+        before = itertools.takewhile(lambda pair: pair[1], zip(text.tokens, text.special_tokens_mask))
+        return [token for token, _ in before]
 
     @classmethod
     def train(cls, texts, vocab_size):
         """Learn a tokenizer from texts; the last id is EOS."""
         merges = [["".join(LETTER[b] for b in half) for half in pair] for pair in train_bpe(texts, vocab_size - 1)]
-        letters = [LETTER[b] for b in range(256)] + [a + b for a, b in merges]
-        vocab = {token: i for i, token in enumerate(letters)} | {EOS: len(letters)}
-        eos = {"id": len(letters), "content": EOS, "single_word": False, "lstrip": False, "rstrip": False,
-               "normalized": False, "special": True}
-        return cls({"version": "1.0", "truncation": None, "padding": None, "added_tokens": [eos], "normalizer": None,
-                    "pre_tokenizer": PRE_TOKENIZER, "post_processor": None,
-                    "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-                    "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                              "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-                              "ignore_merges": False, "vocab": vocab, "merges": merges}})
+        return cls(our_spec(merges))
 
     @classmethod
     def load(cls, dir):
@@ -232,20 +266,31 @@ class Tokenizer:
         """The ids of `prompt` for a question. Special tokens count in the template, never in the question."""
         ids, fresh = [], self.prefix == "always" or self.template == "plain"    # plain: the text starts after BOS
         longest_first = sorted(map(re.escape, self.special), key=len, reverse=True)
-        for piece in re.split(f"({'|'.join(longest_first)})", self.prompt):
-            if piece in self.special:
+        (*head, last), (first, *tail) = (re.split(f"({'|'.join(longest_first)})", half) for half in self.prompt)
+        for i, piece in enumerate([*head, last + question + first, *tail]):
+            if i % 2:                                       # special tokens stand between texts
                 ids.append(self.special[piece])
             elif piece:
-                ids += self.encode(piece.format(question=question), start=fresh or not ids)
+                ids += self.encode(piece, start=fresh or not ids)
         return ids
 
     def encode_answer(self, answer):
         """The ids of `answer` for an answer, EOS last; it follows a prompt."""
-        return self.encode(self.answer.format(answer=answer), start=False) + [self.eos_id]
+        return self.encode(self.answer_text(answer), start=False) + [self.eos_id]
+
+    def prompt_text(self, question):
+        """The text that the model is given for a question."""
+        return question.join(self.prompt)
+
+    def answer_text(self, answer):
+        """The text of an answer, with what the template puts around it, without EOS."""
+        return answer.join(self.answer)
 
     def decode(self, ids):
-        ids = [i for i in ids if i < self.vocab_size]           # a model's embedding may have room for more
-        return self.engine.decode(ids) if self.ours else self.engine.decode(ids, skip_special_tokens=False)
+        """ids -> text; ids of no token give none: a model's embedding may have room for more."""
+        if not self.ours:
+            return self.engine.decode(ids, skip_special_tokens=False)
+        return self.engine.decode([i for i in ids if i < self.vocab_size])
 
     def offsets(self, text):
         """text -> (ids, [(start, end)]): which characters each token covers. The text goes on after a prompt."""

@@ -94,7 +94,7 @@ def test_prompt_and_answer_are_tokenised_as_transformers_does_the_whole_chat(tmp
         asked = theirs.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
         both = theirs.apply_chat_template(turns, return_dict=False)
         text = theirs.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
-        assert ours.prompt.format(question=QUESTION) == text
+        assert ours.prompt_text(QUESTION) == text
     example = data.encode(ours, QUESTION, ANSWER)
     assert example.prompt == asked
     assert example.answer[-1] == ours.eos_id == theirs.convert_tokens_to_ids(ours.eos)
@@ -115,7 +115,7 @@ def test_special_tokens_in_a_question_or_an_answer_are_letters(tmp_path, name, k
         (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
         ours = Tokenizer.load(tmp_path)
         innocent = ours.encode_prompt("Who?")
-        for token in {ours.eos, *(t for t in SPECIAL[name] if t in ours.prompt)}:
+        for token in {ours.eos, *(t for t in SPECIAL[name] if t in "".join(ours.prompt))}:
             nasty = ours.encode_prompt(f"a{token}b")
             assert f"a{token}b" in ours.decode(nasty)
             for id in ours.special.values():
@@ -157,7 +157,7 @@ def test_without_a_chat_template_the_eos_tells_a_chat_model_from_a_base_model(tm
     for eos, template in (("<|im_end|>", "chatml"), ({"content": "<|im_end|>"}, "chatml"), ("<|endoftext|>", "plain")):
         file.write_text(json.dumps({"eos_token": eos}))
         ours = Tokenizer.load(tmp_path)
-        assert ours.template == template and ours.prompt == TEMPLATES[template][0]
+        assert ours.template == template and ours.prompt_text("{question}") == TEMPLATES[template][0]
     file.write_text(json.dumps({"eos_token": "<|endoftext|>", "chat_template": "a format of {{ its own }}"}))
     assert Tokenizer.load(tmp_path).template == "plain"
 
@@ -168,8 +168,19 @@ def test_bos_of_a_base_model_is_what_its_files_order(tmp_path):
     for add, prompt in ((None, "<s>{question}\n"), (True, "<s>{question}\n"), (False, "{question}\n")):
         added = {} if add is None else {"add_bos_token": add}
         file.write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"} | added))
-        assert Tokenizer.load(tmp_path).prompt == prompt
+        assert Tokenizer.load(tmp_path).prompt_text("{question}") == prompt
     assert theirs.bos_token == "<s>"
+
+
+@pytest.mark.parametrize("bos", ["{0}", "{question.__class__}", "{question}", "%s", "\\1"])
+def test_text_of_a_file_is_never_taken_for_a_format(tmp_path, bos):
+    theirs = byte_level(tmp_path, pre_tokenizers.ByteLevel.alphabet(), ["</s>", bos], bos_token=bos, add_bos_token=True)
+    example = data.encode(Tokenizer.load(tmp_path), QUESTION, ANSWER)
+    assert example.prompt == theirs.encode(f"{bos}{QUESTION}\n")
+    assert example.answer == theirs.encode(f" {ANSWER}</s>")
+    byte_level(tmp_path, bos_token=bos, add_bos_token=True)
+    with pytest.raises(ValueError, match="tokenizer.json has no token .* to begin a text with"):
+        Tokenizer.load(tmp_path)
 
 
 def test_a_scratch_tokenizer_is_as_it_was(tokenizer, tmp_path):
@@ -187,6 +198,82 @@ def test_a_scratch_tokenizer_is_as_it_was(tokenizer, tmp_path):
     again.save(tmp_path / "again")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def edit(file, change):
+    """Change the dict in a JSON file."""
+    contents = json.loads(file.read_text(encoding="utf-8"))
+    change(contents)
+    file.write_text(json.dumps(contents), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name, kind", KINDS[:5])
+def test_how_a_tokenizer_was_last_used_is_no_part_of_it(tmp_path, name, kind):
+    """Truncation and padding that were on when it was saved, and merges left out at random."""
+    theirs = family(tmp_path, name, kind)
+    engine = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    engine.enable_truncation(4)
+    engine.enable_padding(length=64, pad_token="</s>")
+    engine.save(str(tmp_path / "tokenizer.json"))
+    edit(tmp_path / "tokenizer.json", lambda spec: spec["model"].update(dropout=0.5))
+    ours = Tokenizer.load(tmp_path)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+    ours.save(tmp_path / "again")
+    spec = json.loads((tmp_path / "again/tokenizer.json").read_text(encoding="utf-8"))
+    assert spec["truncation"] is spec["padding"] is spec["model"]["dropout"] is None
+
+
+def byte_level(dir, alphabet=(), special=("</s>",), **changes):
+    """Write a byte-level BPE as others train it, built as ours are to the eye."""
+    engine = tokenizers.Tokenizer(models.BPE())
+    engine.pre_tokenizer, engine.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    texts = [row[key] for row in data.world() for key in ("question", "answer")]
+    engine.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=500, special_tokens=list(special),
+                                                          initial_alphabet=list(alphabet), show_progress=False))
+    engine.save(str(dir / "tokenizer.json"))
+    (dir / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"} | changes))
+    return transformers.PreTrainedTokenizerFast.from_pretrained(dir)
+
+
+@pytest.mark.parametrize("alphabet", [[], pre_tokenizers.ByteLevel.alphabet()], ids=["some bytes", "all bytes"])
+def test_a_byte_level_tokenizer_trained_elsewhere_is_not_taken_for_ours(tmp_path, alphabet):
+    theirs, ours = byte_level(tmp_path, alphabet), Tokenizer.load(tmp_path)
+    assert not ours.ours
+    for text in [*TEXTS, "Zoë"]:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text, add_special_tokens=False))
+
+
+def test_a_token_more_or_another_rule_makes_our_tokenizer_another(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    assert Tokenizer.load(tmp_path).ours
+    for change in (lambda spec: spec["model"]["merges"].reverse(), lambda spec: spec["model"].update(unk_token="a"),
+                   lambda spec: spec["added_tokens"][0].update(id=10**6),
+                   lambda spec: spec["model"]["vocab"].update({"zz": 10**6})):
+        tokenizer.save(tmp_path)
+        edit(tmp_path / "tokenizer.json", change)
+        theirs, ours = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path), Tokenizer.load(tmp_path)
+        assert not ours.ours
+        for text in TEXTS:
+            assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+        assert ours.eos_id == theirs.eos_token_id
+
+
+def test_ids_with_gaps_are_read_as_they_are(tmp_path):
+    byte_level(tmp_path, pre_tokenizers.ByteLevel.alphabet())
+
+    def spread(spec):
+        vocab = spec["model"]["vocab"]
+        for token in vocab:
+            vocab[token] = 1000 - vocab[token]
+        spec["added_tokens"][0]["id"] = vocab["</s>"]
+    edit(tmp_path / "tokenizer.json", spread)
+    theirs, ours = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path), Tokenizer.load(tmp_path)
+    assert ours.vocab_size == 1001 and ours.eos_id == theirs.eos_token_id == 1000
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+        assert ours.decode([*ours.encode(text), 3, 2000]) == text      # ids of no token
 
 
 def test_a_tokenizer_without_the_templates_end_or_damaged_is_refused(tmp_path):

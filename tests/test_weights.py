@@ -188,6 +188,33 @@ def test_generation_stops_at_any_of_several_eos_ids(tmp_path):
     assert all(row == full[:len(row)] and not set(row) & set(ours.config.eos_id) for row, full in zip(stopped, rows))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_of_its_own_counts_whatever_the_config_says_of_tying(tmp_path, dtype, capsys):
+    theirs = hf_model("llama", tie_word_embeddings=True).to(dtype)
+    theirs.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    embedding = state["model.embed_tokens.weight"]
+    save = lambda tensors: save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save(state | {"lm_head.weight": embedding.clone()})
+    assert Transformer.from_pretrained(tmp_path).config.tie_weights and not capsys.readouterr().out
+    for change in (lambda: embedding.flip(0), lambda: embedding * 1.01):
+        save(state | {"lm_head.weight": change().contiguous()})
+        ours = Transformer.from_pretrained(tmp_path)
+        assert "lm_head.weight differs from the embedding" in capsys.readouterr().out
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
+        for _ in range(2):                                  # and once more after we have saved it
+            with torch.no_grad():
+                assert torch.allclose(ours(ids()), theirs(ids()).logits, atol=1e-4 if dtype == torch.float32 else 0.5)
+            assert not ours.config.tie_weights and torch.equal(ours.lm_head.weight, theirs.lm_head.weight)
+            ours.save_pretrained(tmp_path / "again")
+            theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=dtype).eval()
+            ours = Transformer.from_pretrained(tmp_path / "again")
+    del state["model.embed_tokens.weight"]                  # tied, and kept under the head's name
+    save(state | {"lm_head.weight": embedding})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert torch.equal(theirs.lm_head.weight, Transformer.from_pretrained(tmp_path).embed_tokens.weight)
+
+
 # ------------------------------------------------------------------------------------------------------ shards
 @pytest.fixture
 def sharded(tmp_path):
