@@ -1,18 +1,39 @@
 """HF's file format: config.json and safetensors, and where a model's directory is found."""
 
+import json
 import math
+import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from common import UserError
-from common.files import read_json
 
 
 def as_list(ids):
     """None, an id or a list of ids, as HF writes EOS -> a list of ids"""
     return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+def read_object(path, default=None):
+    """A JSON file of a model, in UTF-8 whatever the locale -> dict; `default`, if given, where there is none.
+
+    Raises UserError where it is missing or damaged."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        value = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):           # half a letter is no text
+            json.dumps(value, ensure_ascii=False).encode()
+    except FileNotFoundError as e:
+        if default is not None:
+            return default
+        raise UserError(f"{path} is missing: not a model directory") from e
+    except (ValueError, RecursionError) as e:               # not JSON, not text, or nested without end
+        raise UserError(f"{path} is not valid JSON and so damaged ({e})") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: a JSON object is needed, this is {type(value).__name__}")
+    return value
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -118,7 +139,7 @@ def read_weights(dir, device):
     index = dir / "model.safetensors.index.json"
     promised = {"model.safetensors": set()}                 # file -> the tensors that the index says it has
     if index.exists() and not (dir / "model.safetensors").exists():
-        weight_map = read_json(index).get("weight_map")
+        weight_map = read_object(index).get("weight_map")
         files = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
         if not all(isinstance(file, str) and Path(file).name == file for file in files):
             raise UserError(f"{index} has no weight_map from tensors to files beside it")

@@ -19,6 +19,7 @@ import tokenizers
 
 from common import UserError
 from common.files import write_file
+from common.hf import as_list, read_object
 
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"    # GPT-2's pieces
 EOS = "<|endoftext|>"
@@ -201,8 +202,8 @@ class Tokenizer:
         self.prompt, self.answer = halves(prompt, "{question}"), halves(answer, "{answer}")
         if self.template == "plain":
             self.prompt = "".join(bos) + self.prompt[0], self.prompt[1]
-        self.eos, in_use = end or eos, {end or eos, *bos}
-        in_use |= {token for token in tokens if token in "".join(self.prompt)}
+        self.eos, self.in_use = end or eos, {end or eos, *bos}
+        self.in_use |= {token for token in tokens if token in "".join(self.prompt)}
         if self.ours:
             vocab = spec["model"]["vocab"]
             ranks = {bytes(BYTE[c] for c in token): i for token, i in vocab.items() if token != EOS}
@@ -210,11 +211,11 @@ class Tokenizer:
                                             special_tokens={EOS: len(ranks)})
             self.vocab_size, id_of = self.engine.n_vocab, vocab.get
         else:
-            self.engine = library_engine(spec, in_use)
+            self.engine = library_engine(spec, self.in_use)
             self.vocab_size, id_of = 1 + max(self.engine.get_vocab().values()), self.engine.token_to_id
             inner, self.prefix = without_prefix(spec)
-            self.inner = library_engine(inner, in_use)
-        self.special = {token: id_of(token) for token in tokens | in_use}       # the library's ids, not what is said
+            self.inner = library_engine(inner, self.in_use)
+        self.special = {token: id_of(token) for token in tokens | self.in_use}   # the library's ids
         for token, use in ((self.eos, "end an answer"), *((token, "begin a text") for token in bos)):
             if self.special[token] is None:
                 raise UserError(f"tokenizer.json has no token {token!r} to {use} with")
@@ -239,18 +240,23 @@ class Tokenizer:
         """Read tokenizer.json of a model directory, and beside it EOS and the chat template.
 
         Raises UserError for a file that is missing or damaged."""
-        path = Path(dir) / "tokenizer.json"
+        dir = Path(dir)
+        spec = read_object(dir / "tokenizer.json")
+        config, named, model = (read_object(dir / name, {}) for name in
+                                ("tokenizer_config.json", "special_tokens_map.json", "config.json"))
+        told = config if "added_tokens_decoder" in config else config | named       # who tells EOS, as in transformers
+        config = named | {key: told[key] for key in told if told[key] is not None}
+        jinja = dir / "chat_template.jinja"
         try:
-            spec = json.loads(path.read_text())
-            config, jinja = path.with_name("tokenizer_config.json"), path.with_name("chat_template.jinja")
-            config = json.loads(config.read_text()) if config.exists() else {}
-            return cls(spec, config | ({"chat_template": jinja.read_text()} if jinja.exists() else {}))
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing: not a model directory")
+            if jinja.exists():
+                config["chat_template"] = jinja.read_text(encoding="utf-8")
+            if "eos_token" not in config and as_list(model.get("eos_token_id")):
+                config["eos_token"] = library_engine(spec).id_to_token(as_list(model["eos_token_id"])[0])
+            return cls(spec, config)
         except UserError as e:
             raise UserError(f"{dir}: {e}") from e
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise UserError(f"{path} or tokenizer_config.json is damaged: {e!r}") from e
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
+            raise UserError(f"{dir / 'tokenizer.json'} or a file beside it is damaged: {e!r}") from e
 
     def save(self, dir):
         write_file(Path(dir) / "tokenizer.json", json.dumps(self.spec, ensure_ascii=False, indent=1))
@@ -285,6 +291,14 @@ class Tokenizer:
     def answer_text(self, answer):
         """The text of an answer, with what the template puts around it, without EOS."""
         return answer.join(self.answer)
+
+    def beyond(self, n):
+        """A token with an id from n on that a text or the template can bring, None if there is none."""
+        vocab = self.special if self.ours else self.engine.get_vocab()
+        for token in sorted(token for token, i in vocab.items() if i >= n):
+            if token in self.in_use or token not in self.special or vocab[token] in self.encode(token):
+                return token
+        return None
 
     def decode(self, ids):
         """ids -> text; ids of no token give none: a model's embedding may have room for more."""

@@ -66,8 +66,9 @@ def load_run(path, device="cpu", dtype=None, shard=False):
     model = Transformer.from_pretrained(made_by_train(path), "cpu" if shard else device, dtype)
     dir = local_dir(path)
     tokenizer, record = Tokenizer.load(dir), read_run(dir)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(f"{dir}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
+    if (token := tokenizer.beyond(model.config.vocab_size)) is not None:
+        raise UserError(f"{dir}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
+                        f"it has no place for {token!r}")
     for file, key, what in (("model.safetensors", "model_sha256", "this run wrote"),
                             ("tokenizer.json", "tokenizer_sha256", "this model was trained with")):
         if key in record and (dir / file).exists() and record[key] != sha256(dir / file):

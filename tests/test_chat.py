@@ -16,6 +16,7 @@ import sample
 from data import smollm2
 from data.tokenizer import TEMPLATES, Tokenizer
 from lab.answers import ask
+from lab.runs import load_run
 from model import Transformer
 from tests.conftest import small_model
 
@@ -170,6 +171,46 @@ def test_bos_of_a_base_model_is_what_its_files_order(tmp_path):
         file.write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"} | added))
         assert Tokenizer.load(tmp_path).prompt_text("{question}") == prompt
     assert theirs.bos_token == "<s>"
+
+
+def test_tokens_that_no_text_brings_may_lie_beyond_the_embedding(tmp_path):
+    """A <pad> added behind the vocabulary: the model has no row for it and needs none."""
+    theirs = byte_level(tmp_path, pre_tokenizers.ByteLevel.alphabet())
+    n = len(theirs)
+    small_model(vocab_size=n).save_pretrained(tmp_path)
+    for special, refused in ((True, False), (False, True)):
+        more = {"id": n, "content": "<pad>", "special": special, "single_word": False, "lstrip": False,
+                "rstrip": False, "normalized": False}
+        edit(tmp_path / "tokenizer.json", lambda spec: spec.update(added_tokens=[spec["added_tokens"][0], more]))
+        if refused:                             # an ordinary token of the vocabulary, which transformers would produce
+            with pytest.raises(ValueError, match=f"tokenizer has {n + 1} tokens, the model {n}.*'<pad>'"):
+                load_run(tmp_path)
+        else:
+            _, ours, _ = load_run(tmp_path)
+            assert max(ours.encode("a<pad>b")) < n and ours.decode(ours.encode("a<pad>b")) == "a<pad>b"
+    edit(tmp_path / "tokenizer_config.json", lambda config: config.update(bos_token="<pad>", add_bos_token=True))
+    edit(tmp_path / "tokenizer.json", lambda spec: spec["added_tokens"][1].update(special=True))
+    with pytest.raises(ValueError, match="'<pad>'"):
+        load_run(tmp_path)                      # now every prompt begins with it
+
+
+def test_eos_is_found_where_transformers_finds_it(tmp_path):
+    """special_tokens_map.json counts beside an older tokenizer_config.json; at last config.json knows the id."""
+    byte_level(tmp_path, special=["<eos>", "<a>", "</s>", "<|endoftext|>"])
+    names = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
+    for files in (({}, {"eos_token": "<eos>"}, {}), ({}, {"eos_token": {"content": "<eos>", "lstrip": False}}, {}),
+                  ({"eos_token": "<a>"}, {"eos_token": "<eos>"}, {}),
+                  ({"eos_token": "<eos>", "added_tokens_decoder": {}}, {"eos_token": "<a>"}, {}),
+                  ({"eos_token": "<eos>"}, {}, {"eos_token_id": 1}), ({"eos_token": None}, {}, {"eos_token_id": 0}),
+                  ({}, {}, {"eos_token_id": [0, 1]})):
+        for name, contents in zip(names, files):
+            (tmp_path / name).write_text(json.dumps(contents))
+        ours = Tokenizer.load(tmp_path)
+        assert (ours.eos, ours.eos_id) == ("<eos>", 0)
+        if not files[2]:
+            assert transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path).eos_token == "<eos>"
+        ours.save(tmp_path / "again")
+        assert Tokenizer.load(tmp_path / "again").eos == "<eos>"
 
 
 @pytest.mark.parametrize("bos", ["{0}", "{question.__class__}", "{question}", "%s", "\\1"])

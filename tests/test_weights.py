@@ -257,7 +257,7 @@ def test_a_missing_shard_or_a_lying_index_is_refused(sharded):
     with pytest.raises(ValueError, match="index.json has no weight_map from tensors to files beside it"):
         Transformer.from_pretrained(dir)
     (dir / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match="index.json: a JSON object is needed, this is list"):
+    with pytest.raises(ValueError, match="index.json is damaged: a JSON object is needed, this is list"):
         Transformer.from_pretrained(dir)
 
 
@@ -360,7 +360,7 @@ def test_integer_weights_are_refused(tmp_path, model):
 @pytest.mark.parametrize("name, contents, message", [
     ("config.json", None, "config.json is missing: not a model directory"),
     ("config.json", "{", "config.json is not valid JSON"),
-    ("config.json", "[]", "config.json: a JSON object is needed"),
+    ("config.json", "[]", "config.json is damaged: a JSON object is needed"),
     ("generation_config.json", "x", "generation_config.json is not")])
 def test_damaged_configs_are_refused(tmp_path, model, name, contents, message):
     model.save_pretrained(tmp_path)
