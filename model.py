@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common import UserError
 from common.files import write_file
-from common.hf import DTYPES, as_list, from_hf, local_dir, read_object, read_weights, to_hf
+from common.hf import DTYPES, as_list, from_hf, local_dir, read_object, read_weights, say, to_hf
 
 
 @dataclass
@@ -338,8 +338,8 @@ class Transformer(nn.Module):
         config, state = read_config(dir), read_weights(dir, device)
         tied = [state[name] for name in ("embed_tokens.weight", "lm_head.weight") if name in state]
         if config.tie_weights and len(tied) == 2 and not torch.equal(tied[0].float(), tied[1].float()):
-            print(f"{dir}: lm_head.weight differs from the embedding, so the two are not tied, as in transformers, "
-                  "although config.json says so", flush=True)
+            say(f"{dir}: lm_head.weight differs from the embedding, so the two are not tied, as in transformers, "
+                "although config.json says so")
             config.tie_weights = False
         elif config.tie_weights and tied:                   # under either name
             state["embed_tokens.weight"] = state["lm_head.weight"] = tied[0]

@@ -1,7 +1,7 @@
 """HF's file format: config.json and safetensors, and where a model's directory is found."""
 
+import functools
 import json
-import math
 import re
 from pathlib import Path
 
@@ -14,6 +14,12 @@ from common import UserError
 def as_list(ids):
     """None, an id or a list of ids, as HF writes EOS -> a list of ids"""
     return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+@functools.cache
+def say(line):
+    """Print a line about a model once, however often the model is read."""
+    print(line, flush=True)
 
 
 def read_object(path, default=None):
@@ -65,29 +71,67 @@ def to_hf(c):
     return hf
 
 
+def is_ids(value):
+    """None, an id or a list of ids; some write -1 where there is none."""
+    return value is None or all(type(i) is int and -1 <= i < 2**31 for i in as_list(value))
+
+
+# What a value of config.json may be: largest whole number above 0, or a test and its words. Read before anything is
+# built from it, so that no size in a file is believed.
+LARGEST = {"vocab_size": 10**8, "max_position_embeddings": 10**9, "num_hidden_layers": 1000,
+           "num_attention_heads": 10**4, "num_key_value_heads": 10**4, "hidden_size": 10**6, "intermediate_size": 10**7,
+           "head_dim": 10**4, "sliding_window": 10**9}
+FLAGS = "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"
+TEXTS = "model_type", "hidden_act"
+NUMBERS = "rms_norm_eps", "rope_theta"          # above 0, like all numbers of rope_scaling
+
+
+def is_number(x):
+    return type(x) in (int, float) and 0 < x < 1e30
+
+
+def check(hf, where):
+    """Raises UserError, naming the key, for a value in the dict of a config.json that is of another kind or size."""
+    def must(good, key, is_what):
+        if not good:
+            raise UserError(f"{where}: {key}={repr(hf[key])[:60]} is {is_what}")
+    for key, value in hf.items():
+        if key in LARGEST and value is not None:
+            must(type(value) is int and 0 < value <= LARGEST[key], key, f"not a whole number from 1 to {LARGEST[key]}")
+        elif key in FLAGS:
+            must(value is None or type(value) is bool, key, "neither true nor false")
+        elif key in TEXTS:
+            must(type(value) is str, key, "not a text")
+        elif key in NUMBERS:
+            must(is_number(value), key, "not a number above 0")
+        elif key in ("rope_scaling", "rope_parameters"):
+            must(value is None or type(value) is dict, key, "not a dict of numbers")
+        elif key in ("bos_token_id", "eos_token_id"):
+            must(is_ids(value), key, "neither an id nor a list of ids")
+
+
 def from_hf(hf, where):
     """The dict of an HF config.json -> keywords of model.ModelConfig. where: the file, for messages.
 
     Rotary settings stand in `rope_scaling` and `rope_theta`, or in one dict `rope_parameters` (transformers 5). Raises
-    UserError by name for what would change the mathematics, is missing or is no number.
+    UserError by name for what would change the mathematics, is missing, or of another kind or size than it can be.
     """
+    check(hf, where)
     hf = DEFAULTS["all"] | DEFAULTS.get(hf.get("model_type"), {}) | hf
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     refused = {
         "model_type": hf.get("model_type") not in ARCHITECTURES,
         "hidden_act": hf.get("hidden_act", "silu") != "silu",
-        "rope_scaling": rope_type not in ("default", *ROPE_NUMBERS),
+        "rope_scaling": rope_type not in ["default", *ROPE_NUMBERS] or dict in map(type, rope.values()),
         "partial_rotary_factor": rope.get("partial_rotary_factor", hf.get("partial_rotary_factor") or 1) != 1,
         "mlp_bias": bool(hf.get("mlp_bias")),
         "quantization_config": bool(hf.get("quantization_config")),
-        "sliding_window": bool(hf.get("sliding_window")) and hf.get("use_sliding_window", True)
-                          and hf["sliding_window"] < hf.get("max_position_embeddings", 0),
     }
     for key, bad in refused.items():
         if bad:
-            raise UserError(f"{where}: {key}={hf.get(key) or rope} is not supported; it would change the model's "
-                            "mathematics")
+            raise UserError(f"{where}: {key}={str(hf.get(key) or rope)[:100]} is not supported; it would change the "
+                            "model's mathematics")
     values = {ours: hf[theirs] for ours, theirs in HF_KEYS.items() if hf.get(theirs) is not None}
     values["rope_theta"] = rope.get("rope_theta", hf["rope_theta"])
     values["rope_scaling"] = None
@@ -98,15 +142,14 @@ def from_hf(hf, where):
     missing = [HF_KEYS[k] for k in COUNTS if k != "head_dim" and values.get(k) is None]
     if missing:
         raise UserError(f"{where}: no {', '.join(missing)}")
-    for key in COUNTS:
-        if key in values and (type(values[key]) is not int or values[key] < 1):
-            raise UserError(f"{where}: {HF_KEYS[key]}={values[key]!r} is not a whole number above 0")
-    numbers = {"rms_norm_eps": values.get("norm_eps"), "rope_theta": values["rope_theta"]}
-    for key, x in (numbers | (values["rope_scaling"] or {})).items():
-        if key != "rope_type" and (type(x) not in (int, float) or not 0 < x < math.inf):
-            raise UserError(f"{where}: {key}={x!r} is not a number above 0")
-    if not all(type(i) is int for i in as_list(values.get("eos_id"))):
-        raise UserError(f"{where}: eos_token_id={values['eos_id']!r} is neither an id nor a list of ids")
+    for key, x in ({"rope_theta": values["rope_theta"]} | (values["rope_scaling"] or {})).items():
+        if key != "rope_type" and not is_number(x):
+            raise UserError(f"{where}: {key}={repr(x)[:60]} is not a number above 0")
+    window = hf.get("sliding_window") if hf.get("use_sliding_window", True) else None
+    if window and window < values["block_size"]:            # within its window a model attends to everything
+        say(f"{where}: it attends within a window of {window} tokens, so the context is cut from "
+            f"{values['block_size']} to {window}")
+        values["block_size"] = window
     bias = bool(hf.get("attention_bias")) and hf["model_type"] == "llama"
     return {"qkv_bias": bias or hf["model_type"] == "qwen2", "o_bias": bias, **values}
 

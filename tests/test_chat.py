@@ -3,7 +3,10 @@
 import importlib.util
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import tokenizers
@@ -13,6 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 import data
 import sample
+from common import HOME
 from data import smollm2
 from data.tokenizer import TEMPLATES, Tokenizer
 from lab.answers import ask
@@ -211,6 +215,25 @@ def test_eos_is_found_where_transformers_finds_it(tmp_path):
             assert transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path).eos_token == "<eos>"
         ours.save(tmp_path / "again")
         assert Tokenizer.load(tmp_path / "again").eos == "<eos>"
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_model_is_read_and_its_words_are_printed_in_any_locale(tmp_path, locale):
+    theirs = family(tmp_path, "llama2", "first")
+    (tmp_path / "chat_template.jinja").write_text("{# Łódź #}" + CHAT["llama2"], encoding="utf-8")
+    script = f"""if True:
+        from common import cli
+        from data.tokenizer import Tokenizer
+        text = {ascii(ANSWER)}
+        def main():
+            ids = Tokenizer.load({str(tmp_path)!r}).encode(text)
+            print(ids, text, flush=True)
+        cli.run(main)"""
+    env = os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, cwd=HOME)
+    assert done.returncode == 0, done.stderr
+    shown = ANSWER if locale != "C" else ANSWER.encode("ascii", "backslashreplace").decode()
+    assert done.stdout.decode() == f"{theirs.encode(ANSWER, add_special_tokens=False)} {shown}\n"
 
 
 @pytest.mark.parametrize("bos", ["{0}", "{question.__class__}", "{question}", "%s", "\\1"])

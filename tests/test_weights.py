@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from common import hf
+from common import cli, hf
 from lab import runs
 from model import ModelConfig, Transformer
 from tests.conftest import small_model
@@ -195,12 +195,12 @@ def test_a_head_of_its_own_counts_whatever_the_config_says_of_tying(tmp_path, dt
     state = load_file(tmp_path / "model.safetensors")
     embedding = state["model.embed_tokens.weight"]
     save = lambda tensors: save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    said = "lm_head.weight differs from the embedding"
     save(state | {"lm_head.weight": embedding.clone()})
     assert Transformer.from_pretrained(tmp_path).config.tie_weights and not capsys.readouterr().out
     for change in (lambda: embedding.flip(0), lambda: embedding * 1.01):
         save(state | {"lm_head.weight": change().contiguous()})
         ours = Transformer.from_pretrained(tmp_path)
-        assert "lm_head.weight differs from the embedding" in capsys.readouterr().out
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
         for _ in range(2):                                  # and once more after we have saved it
             with torch.no_grad():
@@ -209,6 +209,7 @@ def test_a_head_of_its_own_counts_whatever_the_config_says_of_tying(tmp_path, dt
             ours.save_pretrained(tmp_path / "again")
             theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=dtype).eval()
             ours = Transformer.from_pretrained(tmp_path / "again")
+    assert capsys.readouterr().out.count(said) == 1         # said once
     del state["model.embed_tokens.weight"]                  # tied, and kept under the head's name
     save(state | {"lm_head.weight": embedding})
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
@@ -264,7 +265,6 @@ def test_a_missing_shard_or_a_lying_index_is_refused(sharded):
 # ---------------------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize("changes, message", [
     ({"model_type": "gpt2"}, "model_type=gpt2 is not supported"), ({"model_type": "gemma2"}, "model_type=gemma2"),
-    ({"sliding_window": 16}, "sliding_window=16 is not supported"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling=.*yarn.* is not supported"),
     ({"rope_parameters": {"type": "dynamic", "factor": 4.0}}, "rope_scaling=.*dynamic.* is not supported"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=.*0.5.* is not supported"),
@@ -277,6 +277,7 @@ def test_a_missing_shard_or_a_lying_index_is_refused(sharded):
     ({"num_hidden_layers": -1}, "num_hidden_layers=-1 is not"),
     ({"rms_norm_eps": "small"}, "rms_norm_eps='small'"), ({"rms_norm_eps": None}, "rms_norm_eps=None"),
     ({"eos_token_id": "</s>"}, "eos_token_id='</s>' is neither"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10.0}}}, "rope_scaling=.*full_att"),
     ({"num_key_value_heads": 3}, "config.json: 4 heads cannot share 3"),
     ({"head_dim": 7}, "config.json: head_dim=7 is odd"),
     ({"intermediate_size": 65}, r"weight layers.0.mlp.down_proj.weight is \(32, 64\), config.json asks for \(32, 65\)"),
@@ -292,23 +293,77 @@ def test_configs_that_lie_or_would_change_the_mathematics_are_refused(tmp_path, 
         Transformer.from_pretrained(tmp_path)
 
 
-def test_a_window_as_long_as_the_context_or_switched_off_is_no_window(tmp_path):
+def test_a_window_shorter_than_the_context_cuts_the_context(tmp_path, capsys):
+    """Within its window a model attends to everything. Longer sequences, where it would not, are refused."""
+    for kind, more in (("mistral", {}), ("qwen2", {"use_sliding_window": True, "max_window_layers": 0})):
+        theirs, unlimited = hf_model(kind, sliding_window=16, **more), hf_model(kind, sliding_window=None)
+        theirs.save_pretrained(tmp_path / kind)
+        ours = [Transformer.from_pretrained(tmp_path / kind) for _ in range(2)][0]
+        assert 1 == capsys.readouterr().out.count("a window of 16 tokens, so the context is cut from 64 to 16")
+        with torch.no_grad():
+            assert torch.allclose(ours(ids(T=16)), theirs(ids(T=16)).logits, atol=1e-4)
+            assert not torch.allclose(theirs(ids(T=17)).logits, unlimited(ids(T=17)).logits, atol=0.1)
+        with pytest.raises(ValueError, match="sequence of 17 tokens is longer than the model's context of 16"):
+            ours(ids(T=17))
+        ours.save_pretrained(tmp_path / "again")
+        assert Transformer.from_pretrained(tmp_path / "again").config == ours.config
+        assert not capsys.readouterr().out
+
+
+def test_a_window_as_long_as_the_context_or_switched_off_is_no_window(tmp_path, capsys):
     theirs = hf_model("qwen2", sliding_window=16, use_sliding_window=False)
     theirs.save_pretrained(tmp_path)
     edit_config(tmp_path, sliding_window=16)
     with torch.no_grad():
         assert torch.allclose(Transformer.from_pretrained(tmp_path)(ids()), theirs(ids()).logits, atol=1e-4)
-    edit_config(tmp_path, use_sliding_window=True)
-    with pytest.raises(ValueError, match="sliding_window=16"):
-        Transformer.from_pretrained(tmp_path)
+    edit_config(tmp_path, use_sliding_window=True, sliding_window=64)
+    assert Transformer.from_pretrained(tmp_path).config.block_size == 64 and not capsys.readouterr().out
 
 
 def test_mistrals_unspoken_window_counts(tmp_path):
     """Where config.json says nothing of one, transformers takes 4096."""
     hf_model("mistral", max_position_embeddings=8192).save_pretrained(tmp_path)
     drop_from_config(tmp_path, "sliding_window")
-    with pytest.raises(ValueError, match="sliding_window=4096"):
+    assert Transformer.from_pretrained(tmp_path).config.block_size == 4096
+
+
+WRONG = ["text", "", [], [[]], {}, {"a": {}}, [1, None], True, -5, 0, 1.5, 10**7 + 1, 10**30, 1e300, float("nan"),
+         float("inf"), "\ud800", "x" * 10**5]
+
+
+@pytest.mark.parametrize("key", [*hf.HF_KEYS.values(), "rope_parameters", "hidden_act", "sliding_window", "mlp_bias",
+                                 "use_sliding_window", "attention_bias", "quantization_config",
+                                 "partial_rotary_factor"])
+def test_a_value_of_the_wrong_kind_or_size_is_named_in_one_short_line(tmp_path, model, key, monkeypatch, capsys):
+    """Each key of config.json, each kind of wrong value: refused by name before anything is built from it, or read."""
+    model.save_pretrained(tmp_path)
+    contents, said = json.loads((tmp_path / "config.json").read_text()), 0
+    for wrong in WRONG:
+        (tmp_path / "config.json").write_text(json.dumps(contents | {key: wrong}))
+        monkeypatch.setattr("sys.argv", ["sample.py"])
+        try:
+            cli.run(lambda: Transformer.from_pretrained(tmp_path))
+        except SystemExit as stop:
+            error = capsys.readouterr().err
+            assert stop.code == 2 and error.count("\n") == 1 and len(error) <= 301 and "damaged" not in error[:20]
+            assert key in error or "config.json" in error
+            said += 1
+    assert said >= (1 if key in ("bos_token_id", "partial_rotary_factor") else 3)
+
+
+def test_a_config_nested_without_end_or_of_other_text_is_refused(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    whole = (tmp_path / "config.json").read_text()
+    for damage in ("[" * 10**5, '{"a":' * 10**5 + "1" + "}" * 10**5, '{"a": ' + "1" * 5000 + "}", '{"a": "\\ud800"}',
+                   whole.replace('"rope_scaling": null', '"rope_scaling": ' + "[" * 900 + "]" * 900)):
+        (tmp_path / "config.json").write_text(damage)
+        with pytest.raises(ValueError, match="config.json"):
+            Transformer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ValueError, match="config.json is not valid JSON"):
         Transformer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + whole.encode())       # a byte-order mark
+    Transformer.from_pretrained(tmp_path)
 
 
 def flip(data, i):
