@@ -33,8 +33,9 @@ from data.batches import (
     split,
     training_examples,
 )
+from data.chat import ANSWER, PROMPT, TEMPLATES
 from data.rows import DataSet, by_author, complete, fact_pattern, passages, questions, states, with_options
-from data.tokenizer import ANSWER, PROMPT, TEMPLATES, Tokenizer
+from data.tokenizer import Tokenizer
 from data.world import world
 
 GENERATED = ("authors", *prose.WORLDS)

@@ -3,7 +3,7 @@
 Only the trainer is ours. It is what GPT-2 does: split the text with one regular expression, then merge the most
 frequent pair of neighbours inside the pieces again and again. `Tokenizer` hides who does the encoding: tiktoken for
 ranks we learnt ourselves, the `tokenizers` library for a tokenizer.json that came with a downloaded model. It also
-knows how its model is asked: see TEMPLATES.
+knows how its model is asked: see chat.py.
 """
 
 import collections
@@ -20,40 +20,10 @@ import tokenizers
 from common import UserError
 from common.files import write_file
 from common.hf import as_list, read_object
+from data import chat
 
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"    # GPT-2's pieces
 EOS = "<|endoftext|>"
-
-# The one place that says how a question is put: prompt, answer, and the token that ends the answer. Prompt and answer
-# are tokenised apart, so no token straddles the two. Special tokens, BOS among them, stand in the text as the family
-# writes them. One user turn and nothing before it: the system turns that SmolLM2, Qwen2.5 and Llama 3 put there by
-# default ("You are a helpful AI assistant named SmolLM, ...") are left out, for training and asking alike.
-TEMPLATES = {
-    "plain": ("{question}\n", " {answer}", None),       # our own models and base models: after BOS if they use one
-    "chatml": ("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", "{answer}", "<|im_end|>"),
-    "llama2": ("<s>[INST] {question} [/INST]", " {answer} ", "</s>"),
-    "llama3": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
-               "<|start_header_id|>assistant<|end_header_id|>\n\n", "{answer}", "<|eot_id|>"),
-    "mistral": ("<s>[INST] {question} [/INST]", " {answer}", "</s>"),
-    "mistral_v3": ("<s>[INST] {question}[/INST]", " {answer}", "</s>"),      # since v0.3 [INST] is a special token
-}
-PROMPT, ANSWER, _ = TEMPLATES["plain"]
-
-
-def template_of(chat_template, eos, added):
-    """Which of TEMPLATES a tokenizer's model was trained on.
-
-    The token that ends a turn tells, looked for in its chat template, else (none came with it) in its EOS. A base
-    model's EOS ends a text: "plain". So is, for want of better, a chat format that is not among TEMPLATES.
-    """
-    marks = chat_template or eos
-    if "<|im_end|>" in marks:
-        return "chatml"
-    if "<|eot_id|>" in marks:
-        return "llama3"
-    if "[INST]" in marks:
-        return "mistral_v3" if "[INST]" in added else "llama2" if "<<SYS>>" in marks else "mistral"
-    return "plain"
 
 
 def train_bpe(texts, vocab_size):
@@ -154,12 +124,6 @@ def without_prefix(spec):
     return spec, where
 
 
-def halves(template, hole):
-    """halves("Q: {question}\n", "{question}") -> ("Q: ", "\n"). Text from a file is joined, never formatted."""
-    before, _, after = template.partition(hole)
-    return before, after
-
-
 def content(token):
     """A token in tokenizer_config.json: its text, or a dict around it."""
     return token["content"] if isinstance(token, dict) else token
@@ -185,24 +149,26 @@ class Tokenizer:
     """encode, decode, offsets, save: the same for our own ranks (tiktoken) and for a downloaded tokenizer.json.
 
     vocab_size: above the largest id; `eos_id` ends every answer, `start_id` begins a text: BOS, or EOS where there is
-    none. `prompt` and `answer`: what its model's template puts before and after a question, and an answer.
+    none. `template`: the name of the format its model is asked in; `prompt` and `answer`: what it puts before and after
+    a question, and an answer.
     """
 
-    def __init__(self, spec, config=None):
-        """spec, config: the contents of tokenizer.json and tokenizer_config.json as dicts."""
+    def __init__(self, spec, config=None, template=None):
+        """spec, config: the contents of tokenizer.json and tokenizer_config.json as dicts. template: one of TEMPLATES,
+        default what the config says."""
         spec = at_rest(spec)
         self.spec, self.config, self.prefix = spec, config or CONFIG, "never"
         self.ours = is_ours(spec)
         self.engine = None if self.ours else library_engine(spec)
-        tokens = {t["content"] for t in spec.get("added_tokens") or []}
-        eos = content(self.config.get("eos_token")) or EOS
-        self.template = template_of(str(self.config.get("chat_template") or ""), eos, tokens)
-        prompt, answer, end = TEMPLATES[self.template]
+        tokens = {t["content"] for t in spec.get("added_tokens") or [] if t["content"].strip()}
         bos = [] if self.ours else self.bos()
-        self.prompt, self.answer = halves(prompt, "{question}"), halves(answer, "{answer}")
+        eos = content(self.config.get("eos_token")) or EOS
+        end = self.set_format(template, eos, tokens)
         if self.template == "plain":
             self.prompt = "".join(bos) + self.prompt[0], self.prompt[1]
         self.eos, self.in_use = end or eos, {end or eos, *bos}
+        if "asu_template" in self.config:
+            self.config["chat_template"] = chat.as_chat_template(self.prompt, self.answer, self.eos)
         self.in_use |= {token for token in tokens if token in "".join(self.prompt)}
         if self.ours:
             vocab = spec["model"]["vocab"]
@@ -220,6 +186,27 @@ class Tokenizer:
             if self.special[token] is None:
                 raise UserError(f"tokenizer.json has no token {token!r} to {use} with")
         self.eos_id, self.start_id = self.special[self.eos], self.special[[*bos, self.eos][0]]
+        self.swallow = {side: {t["content"] for t in spec.get("added_tokens") or [] if t.get(side)}
+                        for side in ("lstrip", "rstrip")}   # tokens that take the blanks beside them
+
+    def set_format(self, template, eos, tokens):
+        """How the model is asked: as told, as an earlier run was, by its own chat template, or as its EOS hints.
+
+        -> the token that ends an answer, None for EOS. tokens: the special ones."""
+        own = self.config.get("chat_template")
+        if isinstance(own, list):                           # several by name
+            own = {entry["name"]: entry["template"] for entry in own}.get("default")
+        if template:
+            self.config = self.config | {"asu_template": template}
+        template = self.config.get("asu_template") or (not own and chat.by_eos(eos))
+        self.chat_template = None if template else own
+        if template:
+            self.template, (self.prompt, self.answer, end) = template, chat.known(template)
+        else:
+            named = {key: content(value) for key, value in self.config.items() if key.endswith("_token") and value}
+            self.named = {key: value for key, value in named.items() if isinstance(value, str)}
+            self.template, (self.prompt, self.answer, end) = chat.OWN, chat.own_format(own, self.named, tokens | {eos})
+        return end
 
     def bos(self):
         """The tokens a text begins with: as tokenizer_config.json orders, else what tokenizer.json puts before it."""
@@ -236,7 +223,7 @@ class Tokenizer:
         return cls(our_spec(merges))
 
     @classmethod
-    def load(cls, dir):
+    def load(cls, dir, template=None):
         """Read tokenizer.json of a model directory, and beside it EOS and the chat template.
 
         Raises UserError for a file that is missing or damaged."""
@@ -252,7 +239,7 @@ class Tokenizer:
                 config["chat_template"] = jinja.read_text(encoding="utf-8")
             if "eos_token" not in config and as_list(model.get("eos_token_id")):
                 config["eos_token"] = library_engine(spec).id_to_token(as_list(model["eos_token_id"])[0])
-            return cls(spec, config)
+            return cls(spec, config, template)
         except UserError as e:
             raise UserError(f"{dir}: {e}") from e
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
@@ -271,12 +258,16 @@ class Tokenizer:
     def encode_prompt(self, question):
         """The ids of `prompt` for a question. Special tokens count in the template, never in the question."""
         ids, fresh = [], self.prefix == "always" or self.template == "plain"    # plain: the text starts after BOS
-        longest_first = sorted(map(re.escape, self.special), key=len, reverse=True)
-        (*head, last), (first, *tail) = (re.split(f"({'|'.join(longest_first)})", half) for half in self.prompt)
-        for i, piece in enumerate([*head, last + question + first, *tail]):
+        longest_first = "|".join(sorted(map(re.escape, self.special), key=len, reverse=True))
+        (*head, last), (first, *tail) = (re.split(f"({longest_first})", half) for half in self.prompt)
+        pieces = ["", *head, last + self.asked(question) + first, *tail, ""]
+        for i, (before, piece, after) in enumerate(zip(pieces, pieces[1:], pieces[2:])):
             if i % 2:                                       # special tokens stand between texts
                 ids.append(self.special[piece])
-            elif piece:
+                continue
+            piece = piece.lstrip() if before in self.swallow["rstrip"] else piece
+            piece = piece.rstrip() if after in self.swallow["lstrip"] else piece
+            if piece:
                 ids += self.encode(piece, start=fresh or not ids)
         return ids
 
@@ -286,7 +277,12 @@ class Tokenizer:
 
     def prompt_text(self, question):
         """The text that the model is given for a question."""
-        return question.join(self.prompt)
+        return self.asked(question).join(self.prompt)
+
+    def asked(self, question):
+        """The question as it stands in the prompt."""
+        own = self.chat_template
+        return question if own is None else chat.in_chat(own, self.named, self.prompt, question)
 
     def answer_text(self, answer):
         """The text of an answer, with what the template puts around it, without EOS."""

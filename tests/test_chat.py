@@ -18,7 +18,8 @@ import data
 import sample
 from common import HOME
 from data import smollm2
-from data.tokenizer import TEMPLATES, Tokenizer
+from data.chat import OWN, TEMPLATES
+from data.tokenizer import Tokenizer
 from lab.answers import ask
 from lab.runs import load_run
 from model import Transformer
@@ -90,7 +91,7 @@ def family(dir, name, kind):
 @pytest.mark.parametrize("name, kind", KINDS)
 def test_prompt_and_answer_are_tokenised_as_transformers_does_the_whole_chat(tmp_path, name, kind):
     theirs, ours = family(tmp_path, name, kind), Tokenizer.load(tmp_path)
-    assert ours.template == name
+    assert ours.template == (OWN if name in CHAT else name)
     turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     if name == "plain":
         asked = theirs(QUESTION + "\n").input_ids
@@ -150,7 +151,7 @@ def test_a_saved_tokenizer_keeps_its_template_here_and_in_transformers(tmp_path,
     ours.save(tmp_path / "again")
     again = Tokenizer.load(tmp_path / "again")
     assert (again.template, again.prompt, again.eos_id) == (ours.template, ours.prompt, ours.eos_id)
-    assert ours.template == name
+    assert ours.template == (OWN if name in CHAT else name)
     them = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "again")
     assert them.chat_template == theirs.chat_template and them.bos_token == theirs.bos_token
     assert them.encode(QUESTION) == theirs.encode(QUESTION)
@@ -163,8 +164,6 @@ def test_without_a_chat_template_the_eos_tells_a_chat_model_from_a_base_model(tm
         file.write_text(json.dumps({"eos_token": eos}))
         ours = Tokenizer.load(tmp_path)
         assert ours.template == template and ours.prompt_text("{question}") == TEMPLATES[template][0]
-    file.write_text(json.dumps({"eos_token": "<|endoftext|>", "chat_template": "a format of {{ its own }}"}))
-    assert Tokenizer.load(tmp_path).template == "plain"
 
 
 def test_bos_of_a_base_model_is_what_its_files_order(tmp_path):
@@ -343,7 +342,7 @@ def test_ids_with_gaps_are_read_as_they_are(tmp_path):
 def test_a_tokenizer_without_the_templates_end_or_damaged_is_refused(tmp_path):
     family(tmp_path, "chatml", "bytes")
     file = tmp_path / "tokenizer_config.json"
-    file.write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": CHAT["llama3"]}))
+    file.write_text(json.dumps({"eos_token": "<|eot_id|>"}))
     with pytest.raises(ValueError, match="tokenizer.json has no token '<|eot_id|>' to end an answer"):
         Tokenizer.load(tmp_path)
     for name, contents in (("tokenizer_config.json", "["), ("tokenizer_config.json", "[]"),
@@ -373,6 +372,109 @@ def test_show_prompt_prints_what_the_model_is_given(tmp_path, monkeypatch, capsy
     sample.main()
     shown = capsys.readouterr().out.splitlines()[0]
     assert shown == f"<s>[INST] {QUESTION} [/INST]" and given == [theirs.encode(shown, add_special_tokens=False)]
+
+
+# ------------------------------------------------------------------------------------- chat templates of their own
+ROLE = "m['role'] == 'user'"
+WILD = {        # as Zephyr, TinyLlama, Mistral's tekken, Llama 3.1, Qwen2.5 and Phi put a chat, and one of nobody's
+    "zephyr": (TURNS + "\n{% if " + ROLE + " %}\n{{ '<|user|>\n' + m['content'] + eos_token }}\n{% else %}\n"
+               "{{ '<|assistant|>\n' + m['content'] + eos_token }}\n{% endif %}\n"
+               "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}", []),
+    "tekken": ("{{ bos_token }}" + TURNS + "{% if " + ROLE + " %}{{ '[INST]' + m['content'] + '[/INST]' }}{% else %}"
+               "{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endif %}{% endfor %}",
+               ["[INST]", "[/INST]"]),
+    "llama31": ("{{ bos_token }}{{ '<|h|>system\n\nToday Date: ' + date_string | default('26 Jul 2024') + '<|eot|>' }}"
+                + TURNS + "{{ '<|h|>' + m['role'] + '\n\n' + m['content'] | trim + '<|eot|>' }}{% endfor %}"
+                "{% if add_generation_prompt %}{{ '<|h|>assistant\n\n' }}{% endif %}", ["<|h|>", "<|eot|>"]),
+    "qwen": ("{%- if messages[0].role != 'system' %}\n    {{- '<|s|>system\nYou are {helpful}.<|e|>\n' }}\n"
+             "{%- endif %}\n{%- set ns = namespace(n=0) %}" + TURNS +
+             "{%- set ns.n = ns.n + 1 %}{{- '<|s|>' + m.role + '\n' + "
+             "m.content + '<|e|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{- '<|s|>assistant\n' }}"
+             "{% endif %}", ["<|s|>", "<|e|>"]),
+    "swallows": (TURNS + "{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+                 "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
+                 ["<|user|>", "<|assistant|>", "<|end|>"]),
+    "words": (TURNS + "{% if " + ROLE + " %}### Q: {{ m.content }}\n### A:{% else %} {{ m.content }}\n\n"
+              "{% endif %}{% endfor %}", [])}
+
+
+def wild(dir, name, kind):
+    """family() with a chat template and special tokens of its own."""
+    template, tokens = WILD[name]
+    theirs = family(dir, "plain", kind)
+
+    def add(spec):
+        for i, token in enumerate(tokens):
+            vocab = spec["model"]["vocab"]
+            vocab[token] = len(vocab)
+            spec["added_tokens"].append({"id": vocab[token], "content": token, "single_word": False, "lstrip": False,
+                                         "rstrip": name == "swallows", "normalized": False, "special": i % 2 == 0})
+    edit(dir / "tokenizer.json", add)
+    edit(dir / "tokenizer_config.json", lambda config: config.update(chat_template=template))
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(dir)
+    return theirs
+
+
+@pytest.mark.parametrize("kind", ["bytes", "first", "always", "prepend"])
+@pytest.mark.parametrize("name", WILD)
+def test_a_model_is_asked_in_its_own_chat_template_as_by_transformers(tmp_path, name, kind):
+    theirs, ours = wild(tmp_path, name, kind), Tokenizer.load(tmp_path)
+    for question in (QUESTION, f"  {QUESTION}\n", "{0} {{ 7 * 7 }} {% raw %}"):
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": ANSWER}]
+        text = theirs.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
+        assert ours.prompt_text(question) == text
+        asked = theirs.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+        assert ours.encode_prompt(question) == asked
+        both = theirs.apply_chat_template(turns, return_dict=False)
+        answer = ours.encode_answer(ANSWER)
+        if name == "words":                     # a format without an end: EOS, as everywhere
+            assert answer[-1] == theirs.eos_token_id and ours.answer_text(ANSWER) == f" {ANSWER}"
+        elif (name, kind) not in (("tekken", "always"), ("tekken", "prepend"), ("swallows", "always"),
+                                  ("swallows", "prepend")):         # transformers puts a blank after special tokens
+            assert asked + answer == both[:len(asked) + len(answer)]
+    assert ours.decode(ours.encode_answer(ANSWER)[:-1]).strip() == ANSWER
+
+
+@pytest.mark.parametrize("template", [
+    "a format of {{ its own }}", "{{ messages[1].content }}", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "hello",
+    TURNS + "{{ m.content + m.content }}{% endfor %}", "{{ messages.append(1) }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{% include '/etc/passwd' %}",
+    "{% for i in range(10**7) %}{% endfor %}"])
+def test_a_chat_template_that_fails_is_refused_and_another_can_be_taken(tmp_path, template):
+    family(tmp_path, "chatml", "bytes")
+    edit(tmp_path / "tokenizer_config.json", lambda config: config.update(chat_template=template))
+    with pytest.raises(ValueError, match="chat template .*--template=plain|chatml"):
+        Tokenizer.load(tmp_path)
+    ours = Tokenizer.load(tmp_path, template="chatml")
+    assert ours.prompt_text("Who?") == TEMPLATES["chatml"][0].format(question="Who?")
+    with pytest.raises(ValueError, match="--template=alpaca is none of plain, chatml"):
+        Tokenizer.load(tmp_path, template="alpaca")
+
+
+def test_a_prompt_is_the_same_on_any_day(tmp_path):
+    family(tmp_path, "chatml", "bytes")
+    template = "{{ strftime_now('%d %b %Y') }}" + TURNS + " {{ m.content }}{% endfor %}"
+    edit(tmp_path / "tokenizer_config.json", lambda config: config.update(chat_template=[
+        {"name": "tools", "template": "x"}, {"name": "default", "template": template}]))
+    assert Tokenizer.load(tmp_path).prompt_text("Who?") == "26 Jul 2024 Who?"
+
+
+@pytest.mark.parametrize("template", ["chatml", "plain"])
+def test_a_model_that_was_asked_in_another_template_stays_so_here_and_in_transformers(tmp_path, template):
+    wild(tmp_path, "qwen", "bytes")
+    edit(tmp_path / "tokenizer.json", lambda spec: spec["added_tokens"][3].update(content="<|im_end|>"))
+    edit(tmp_path / "tokenizer.json", lambda spec: spec["model"]["vocab"].update(
+        {"<|im_end|>": spec["model"]["vocab"].pop("<|e|>")}))
+    ours = Tokenizer.load(tmp_path, template=template)
+    ours.save(tmp_path / "again")
+    again = Tokenizer.load(tmp_path / "again")
+    assert again.template == template and again.encode_prompt(QUESTION) == ours.encode_prompt(QUESTION)
+    assert again.encode_answer(ANSWER) == ours.encode_answer(ANSWER)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "again")
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    asked = theirs.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    assert asked == again.encode_prompt(QUESTION)
+    assert theirs.apply_chat_template(turns, return_dict=False) == asked + again.encode_answer(ANSWER)
 
 
 # ------------------------------------------------------------------------------------------------ SmolLM2-135M
