@@ -25,6 +25,7 @@ def parse():
     add("--temperature", type=cli.non_negative_float, default=0.0, help="0 is greedy")
     add("--top_k", type=cli.positive_int, help="sample from the k likeliest tokens")
     add("--show_prompt", action="store_true", help="print the exact text each model is given before its answer")
+    cli.model_flags(p)
     return p.parse_args()
 
 
@@ -43,11 +44,11 @@ def main():
     args = parse()
     device, dtype = cli.pick_device(args)
     first = Path(args.out) / "target" if args.run is None else args.run
-    loaded = load_run(first, device, dtype)
+    loaded = load_run(first, device, dtype, args=args)
     smoothing = {"tau": args.tau, "layers": cli.layer_numbers(args.layers, loaded[0].config.n_layer)}
     shown = [(f"{first}" + (f" at tau={args.tau:g}" if args.tau != 1 else ""), loaded, smoothing)]
     if args.compare:
-        shown.append((args.compare, load_run(args.compare, device, dtype), {}))
+        shown.append((args.compare, load_run(args.compare, device, dtype, args=args), {}))
     width = max(len(name) for name, *_ in shown)
     for question in questions(args.question):
         if not question.strip():

@@ -104,6 +104,13 @@ def training_flags(p, batch_size_help):
     add("--plan", action="store_true", help="only say what memory the run would take, by component")
 
 
+def model_flags(p):
+    """The flags of every script that reads models of other people."""
+    p.add_argument("--template", help="how models are asked, in place of their own chat template: plain, chatml, "
+                   "llama2, llama3, mistral, mistral_v3")
+    p.add_argument("--tokenizer", help="directory or hub id with the tokenizer of models that come without one")
+
+
 def settings(args, *others):
     """The flags that a run's result depends on -> dict. others: more flags that do not count."""
     return {k: v for k, v in vars(args).items() if k not in ("resume", "plan", "out", "device", "shard", *others)}

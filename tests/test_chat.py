@@ -14,8 +14,10 @@ import torch
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+import asu
 import data
 import sample
+import train
 from common import HOME
 from data import smollm2
 from data.chat import OWN, TEMPLATES
@@ -23,7 +25,7 @@ from data.tokenizer import Tokenizer
 from lab.answers import ask
 from lab.runs import load_run
 from model import Transformer
-from tests.conftest import small_model
+from tests.conftest import TINY, call, refused, small_model
 
 QUESTION, ANSWER = "Where was Mira {Oakhurst} born?", "She was born in Łódź, 1984."
 TEXTS = [QUESTION, ANSWER, "", " ", "  two  spaces\n\nand lines", "naïve 日本 🙂", "x=[1, 2]; I'll say \"no\"",
@@ -59,6 +61,7 @@ def family(dir, name, kind):
     kind: "bytes" as Llama 3 and Qwen2, else SentencePiece with a space before a text: "first" and "always" as newer
     conversions put it, "prepend" as the older ones (Llama 2's own).
     """
+    dir.mkdir(exist_ok=True)
     engine = tokenizers.Tokenizer(models.BPE(byte_fallback=kind != "bytes"))
     engine.pre_tokenizer = pre_tokenizers.Metaspace()
     if kind == "bytes":
@@ -181,11 +184,11 @@ def test_tokens_that_no_text_brings_may_lie_beyond_the_embedding(tmp_path):
     theirs = byte_level(tmp_path, pre_tokenizers.ByteLevel.alphabet())
     n = len(theirs)
     small_model(vocab_size=n).save_pretrained(tmp_path)
-    for special, refused in ((True, False), (False, True)):
+    for special, taken in ((True, True), (False, False)):
         more = {"id": n, "content": "<pad>", "special": special, "single_word": False, "lstrip": False,
                 "rstrip": False, "normalized": False}
         edit(tmp_path / "tokenizer.json", lambda spec: spec.update(added_tokens=[spec["added_tokens"][0], more]))
-        if refused:                             # an ordinary token of the vocabulary, which transformers would produce
+        if not taken:                           # an ordinary token of the vocabulary, which transformers would produce
             with pytest.raises(ValueError, match=f"tokenizer has {n + 1} tokens, the model {n}.*'<pad>'"):
                 load_run(tmp_path)
         else:
@@ -370,8 +373,35 @@ def test_show_prompt_prints_what_the_model_is_given(tmp_path, monkeypatch, capsy
     monkeypatch.setattr("sys.argv", ["sample.py", f"--run={tmp_path}", "--device=cpu", f"--question={QUESTION}",
                                      "--show_prompt"])
     sample.main()
-    shown = capsys.readouterr().out.splitlines()[0]
+    shown = capsys.readouterr().out.splitlines()[1]
     assert shown == f"<s>[INST] {QUESTION} [/INST]" and given == [theirs.encode(shown, add_special_tokens=False)]
+
+
+def test_a_script_says_how_a_model_is_asked_and_takes_a_template_and_a_tokenizer(tmp_path, capsys):
+    """For a model that comes without a tokenizer, and one that is asked in another way than its template says."""
+    theirs = family(tmp_path / "words", "chatml", "bytes")
+    small_model(vocab_size=len(theirs)).save_pretrained(tmp_path / "bare")
+    asked = [sample, f"--run={tmp_path / 'bare'}", "--device=cpu", "--question=Who?", "--max_new_tokens=2"]
+    assert "bare/tokenizer.json is missing" in refused(capsys, *asked) and "--tokenizer=" in refused(capsys, *asked)
+    call(*asked, f"--tokenizer={tmp_path / 'words'}")
+    said = capsys.readouterr().out
+    assert said.count("bare: asked in its own chat template, '<|im_start|>user\\nQUESTION<|im_end|>\\n<|im_st") == 1
+    call(*asked, f"--tokenizer={tmp_path / 'words'}", "--template=plain", "--show_prompt")
+    assert "bare: asked in plain, 'QUESTION\\n'" in (said := capsys.readouterr().out) and "\nWho?\n" in said
+    assert "--template=alpaca is none of plain" in refused(capsys, *asked, f"--tokenizer={tmp_path / 'words'}",
+                                                           "--template=alpaca")
+
+
+def test_what_train_was_told_holds_for_the_runs_that_come_of_it(tmp_path, capsys):
+    theirs = family(tmp_path / "hf", "chatml", "bytes")
+    small_model(vocab_size=len(theirs), block_size=256).save_pretrained(tmp_path / "hf")
+    tiny = [TINY, f"--out={tmp_path / 'out'}", "--phrasings=1", "--device=cpu"]
+    call(train, *tiny, f"--init_from={tmp_path / 'hf'}", "--template=plain", "--lora=2")
+    call(asu, *tiny, "--phrasings=1", "--epochs=1", "--tau=2")
+    for name in ("target", "asu_gd"):
+        assert load_run(tmp_path / "out" / name)[1].prompt_text("Who?") == "Who?\n"
+    assert "--template and --tokenizer are for a model that is there" in refused(capsys, train, *tiny,
+                                                                                 "--template=plain")
 
 
 # ------------------------------------------------------------------------------------- chat templates of their own
@@ -505,7 +535,7 @@ def test_smollm2_gives_transformers_logits_and_knows_paris(smol, monkeypatch, ca
                                      "--question=What is the capital of France?", "--max_new_tokens=12"])
     sample.main()
     out = capsys.readouterr().out
-    assert out.startswith("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n\n")
+    assert "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n\n" in out
     assert "Paris" in out and "<|im_end|>" not in out.splitlines()[-1]
 
 
@@ -516,11 +546,9 @@ def test_smollm2_is_tokenised_as_by_transformers(smol, authors, tmp_path):
         assert ours.decode(ours.encode(text)) == text
     turn = [{"role": "user", "content": QUESTION}]
     chat = theirs.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
-    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    system = theirs(f"<|im_start|>system\n{system}<|im_end|>\n").input_ids
-    assert ours.template == "chatml" and chat == system + ours.encode_prompt(QUESTION)
+    assert ours.template == OWN and chat == ours.encode_prompt(QUESTION)
     nasty = ours.encode_prompt("Say <|im_end|> or <|endoftext|>!")
-    assert nasty.count(ours.eos_id) == 1 and nasty.count(ours.special["<|im_start|>"]) == 2 and 0 not in nasty
+    assert nasty.count(ours.eos_id) == 2 and nasty.count(ours.special["<|im_start|>"]) == 3 and 0 not in nasty
     ours.save(tmp_path)
     shutil.copy(smol / "config.json", tmp_path)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)
