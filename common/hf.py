@@ -42,6 +42,10 @@ def read_object(path, default=None):
     return value
 
 
+INDEX = "model.safetensors.index.json"
+# Beside its weights, all that is read of a model, here or by transformers (lab/judges.py): what a hub is asked for.
+AROUND = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+          "chat_template.jinja", "run.json", INDEX)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HF_KEYS = {"vocab_size": "vocab_size", "block_size": "max_position_embeddings", "n_layer": "num_hidden_layers",
            "n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads", "n_embd": "hidden_size",
@@ -167,34 +171,43 @@ def local_dir(dir_or_hub_id, weights=True):
     if str(dir_or_hub_id).count("/") != 1 or path.parent.is_dir():
         raise UserError(f"{dir_or_hub_id} is not a model directory")
     from huggingface_hub import snapshot_download
-    patterns = ["*.json", "*.jinja"] + (["*.safetensors"] if weights else [])
     try:
-        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=patterns))
+        path = Path(snapshot_download(str(dir_or_hub_id), allow_patterns=list(AROUND)))
+        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=sorted(shards(path)))) if weights else path
+    except UserError:
+        raise
     except Exception as e:
         raise UserError(f"{dir_or_hub_id} is no directory and could not be had from the hub "
                         f"({type(e).__name__})") from e
+
+
+def shards(dir):
+    """The files that hold a model's weights, by its index if it has one -> {file: tensors that the index names}"""
+    index = dir / INDEX
+    if not index.exists() or (dir / "model.safetensors").exists():
+        return {"model.safetensors": set()}
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(
+            isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) for file in weight_map.values()):
+        raise UserError(f"{index} has no weight_map from tensors to files beside it")
+    files = {file: set() for file in sorted(weight_map.values())}
+    for name, file in weight_map.items():
+        files[file].add(name)
+    return files
 
 
 def read_weights(dir, device):
     """The tensors of model.safetensors, or of the shards its index names -> {name without HF's "model.": tensor}
 
     Raises UserError naming the file that is missing, truncated or not what the index says."""
-    index = dir / "model.safetensors.index.json"
-    promised = {"model.safetensors": set()}                 # file -> the tensors that the index says it has
-    if index.exists() and not (dir / "model.safetensors").exists():
-        weight_map = read_object(index).get("weight_map")
-        files = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
-        if not all(isinstance(file, str) and Path(file).name == file for file in files):
-            raise UserError(f"{index} has no weight_map from tensors to files beside it")
-        promised = {file: {name for name in weight_map if weight_map[name] == file} for file in sorted(set(files))}
     state = {}
-    for file, names in promised.items():
+    for file, names in shards(dir).items():
         if not (dir / file).exists():
             raise UserError(f"{dir / file} is missing; only safetensors weights are read")
         try:
             with safe_open(dir / file, "pt", device=str(device)) as f:
                 if lost := names - set(f.keys()):
-                    raise UserError(f"{dir / file} has no tensor {min(lost)}, which {index.name} says it has")
+                    raise UserError(f"{dir / file} has no tensor {min(lost)}, which {INDEX} says it has")
                 state |= {k.removeprefix("model."): f.get_tensor(k) for k in f.keys() if "rotary_emb" not in k}
         except (SafetensorError, OSError) as e:
             raise UserError(f"{dir / file} is truncated or not a safetensors file ({e})") from e

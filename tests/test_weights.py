@@ -1,6 +1,7 @@
 """Real weights in, real weights out: HF directories against transformers, and refusals of what would be misread."""
 
 import json
+import shutil
 
 import huggingface_hub
 import pytest
@@ -12,6 +13,7 @@ from common import cli, hf
 from lab import runs
 from model import ModelConfig, Transformer
 from tests.conftest import small_model
+from tests.test_chat import family
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 30}      # of 8 pairs: 1 kept, 1 blended, 6 slowed down
@@ -254,9 +256,10 @@ def test_a_missing_shard_or_a_lying_index_is_refused(sharded):
     last.rename(dir / "elsewhere")
     with pytest.raises(ValueError, match=f"{last.name} is missing"):
         Transformer.from_pretrained(dir)
-    edit_index(dir, lambda index: index["weight_map"].update({"model.norm.weight": "../model.safetensors"}))
-    with pytest.raises(ValueError, match="index.json has no weight_map from tensors to files beside it"):
-        Transformer.from_pretrained(dir)
+    for elsewhere in ("../model.safetensors", "/etc/passwd", "*", "", 3, ["a"]):
+        edit_index(dir, lambda index: index["weight_map"].update({"model.norm.weight": elsewhere}))
+        with pytest.raises(ValueError, match="index.json has no weight_map from tensors to files beside it"):
+            Transformer.from_pretrained(dir)
     (dir / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(ValueError, match="index.json is damaged: a JSON object is needed, this is list"):
         Transformer.from_pretrained(dir)
@@ -432,13 +435,33 @@ def test_a_model_that_hf_cannot_describe_is_not_written(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_hub_id_is_downloaded_with_or_without_its_weights(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download",
-                        lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(tmp_path))
-    assert hf.local_dir("owner/name") == hf.local_dir("owner/name", weights=False) == tmp_path
-    assert asked == [("owner/name", ["*.json", "*.jinja", "*.safetensors"]), ("owner/name", ["*.json", "*.jinja"])]
-    assert hf.local_dir(tmp_path) == tmp_path and len(asked) == 2
+@pytest.mark.parametrize("size", ["20KB", "1GB"])
+def test_what_is_fetched_from_a_hub_is_what_is_read(tmp_path, monkeypatch, size):
+    """No weights in other formats, no second copy under another name."""
+    there, here, asked = tmp_path / "hub", tmp_path / "cache", []
+    family(there, "chatml", "bytes")
+    hf_model("llama", vocab_size=1000).save_pretrained(there, max_shard_size=size)
+    wanted = sorted(file.name for file in there.iterdir())
+    (there / "original").mkdir()
+    for name in ("consolidated.safetensors", "pytorch_model.bin", "tokenizer.model", "vocab.json", "README.md",
+                 "model.fp32.safetensors", "added_tokens.json", "original/config.json", "original/model.safetensors"):
+        (there / name).write_bytes(b"x")
+
+    def download(name, allow_patterns):
+        asked.append(name)
+        files = [str(file.relative_to(there)) for file in there.rglob("*") if file.is_file()]
+        for file in huggingface_hub.utils.filter_repo_objects(files, allow_patterns=allow_patterns):
+            (here / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(there / file, here / file)
+        return str(here)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hf.local_dir("owner/name", weights=False) == here
+    assert sorted(file.name for file in here.rglob("*")) == [name for name in wanted if not name.endswith("tensors")]
+    model, tokenizer, _ = runs.load_run("owner/name")
+    assert sorted(file.name for file in here.rglob("*")) == wanted and set(asked) == {"owner/name"}
+    whole, same, _ = runs.load_run(there)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+    assert tokenizer.encode_prompt("Who?") == same.encode_prompt("Who?")
     with pytest.raises(ValueError, match="nowhere is not a model directory"):
         hf.local_dir("nowhere")
 
