@@ -7,9 +7,11 @@ knows how its model is asked: see chat.py.
 """
 
 import collections
+import contextlib
 import copy
 import itertools
 import json
+import os
 import re
 from pathlib import Path
 
@@ -129,15 +131,29 @@ def content(token):
     return token["content"] if isinstance(token, dict) else token
 
 
+@contextlib.contextmanager
+def silence():
+    """Nothing on stderr: the library, where it panics, writes there past Python."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
 def library_engine(spec, special=()):
     """A tokenizer.json as a dict -> the library's Tokenizer, to which special tokens in a text are plain letters.
 
     special: tokens that are special whatever tokenizer.json says of them. Raises UserError where it is damaged."""
     added = [t | {"special": t["special"] or t["content"] in special} for t in spec.get("added_tokens") or []]
     try:
-        engine = tokenizers.Tokenizer.from_str(json.dumps(spec | {"added_tokens": added}))
-        engine.encode_special_tokens = True
-        engine.decode(engine.encode("Zoë, 日本 🙂").ids)
+        with silence():
+            engine = tokenizers.Tokenizer.from_str(json.dumps(spec | {"added_tokens": added}))
+            engine.encode_special_tokens = True
+            engine.decode(engine.encode("Zoë, 日本 🙂").ids)
     except KeyboardInterrupt:
         raise
     except BaseException as e:      # the library raises nothing narrower, and where it panics nothing wider
@@ -180,7 +196,7 @@ class Tokenizer:
             self.engine = library_engine(spec, self.in_use)
             self.vocab_size, id_of = 1 + max(self.engine.get_vocab().values()), self.engine.token_to_id
             inner, self.prefix = without_prefix(spec)
-            self.inner = library_engine(inner, self.in_use)
+            self.inner = self.engine if self.prefix == "never" else library_engine(inner, self.in_use)
         self.special = {token: id_of(token) for token in tokens | self.in_use}   # the library's ids
         for token, use in ((self.eos, "end an answer"), *((token, "begin a text") for token in bos)):
             if self.special[token] is None:

@@ -18,7 +18,7 @@ import asu
 import data
 import sample
 import train
-from common import HOME
+from common import HOME, UserError
 from data import smollm2
 from data.chat import OWN, TEMPLATES
 from data.tokenizer import Tokenizer
@@ -357,11 +357,71 @@ def test_a_tokenizer_without_the_templates_end_or_damaged_is_refused(tmp_path):
             Tokenizer.load(tmp_path)
 
 
+def places(value, path=()):
+    """The path of every value inside a tokenizer.json, of the vocabulary and the merges the first two."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+    for key, child in list(inside)[:2 if path[-1:] in (("vocab",), ("merges",)) else None]:
+        yield (*path, key)
+        yield from places(child, (*path, key))
+
+
+WRONG = ["text", [], {"a": {}}, -5, 10**30, "\ud800", 1.5, True, None, "{0}", [["a"]]]
+
+
+@pytest.mark.parametrize("name, kind", [("chatml", "bytes"), ("llama2", "prepend"), ("plain", "first")])
+def test_a_wrong_value_anywhere_in_a_tokenizers_files_is_read_or_refused_in_a_line(tmp_path, name, kind, capfd):
+    family(tmp_path, name, kind)
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "</s>"}, "pad_token": "</s>"}')
+    edit(tmp_path / "tokenizer_config.json", lambda config: config.update(add_bos_token=True, asu_template="plain"))
+    files = [tmp_path / f for f in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")]
+    refusals, n = 0, 0
+    for file in files:
+        whole = file.read_text(encoding="utf-8")
+        for i, path in enumerate(places(json.loads(whole))):
+            for wrong in (WRONG * 2)[i % len(WRONG):][:3]:
+                contents = changed = json.loads(whole)
+                for key in path[:-1]:
+                    changed = changed[key]
+                changed[path[-1]] = wrong
+                file.write_text(json.dumps(contents))
+                n += 1
+                try:
+                    ours = Tokenizer.load(tmp_path)
+                    assert isinstance(ours.decode(data.encode(ours, QUESTION, ANSWER).answer), str)
+                    ours.save(tmp_path / "again")
+                except UserError:
+                    refusals += 1
+        file.write_text(whole)
+    assert n > 150 and n / 3 < refusals < n and capfd.readouterr() == ("", "")
+
+
 def test_an_answer_ends_at_the_templates_end_or_the_configs(tokenizer, monkeypatch):
     model = small_model()
     monkeypatch.setattr(model, "generate", lambda prompts, n, eos_id, **kw: [eos_id for _ in prompts])
     model.config.eos_id = [17, 18]
     assert ask(model, tokenizer, ["Who?"]) == [tokenizer.decode([tokenizer.eos_id, 17, 18]).strip()]
+
+
+@pytest.mark.parametrize("name, kind", [*KINDS, ("zephyr", "first"), ("qwen", "bytes"), ("tekken", "bytes")])
+def test_an_answer_is_transformers_answer_to_the_same_chat(tmp_path, name, kind):
+    """From the question to the text: encoded, generated, decoded."""
+    theirs = wild(tmp_path, name, kind) if name in WILD else family(tmp_path, name, kind)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(theirs) + 3, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.3, max_position_embeddings=256, eos_token_id=theirs.eos_token_id)
+    network = transformers.LlamaForCausalLM(config).eval()
+    network.save_pretrained(tmp_path)
+    ours, tokenizer, _ = load_run(tmp_path)
+    for question in (QUESTION, "Who?"):
+        turn = [{"role": "user", "content": question}]
+        asked = theirs(question + "\n").input_ids if name == "plain" else theirs.apply_chat_template(
+            turn, add_generation_prompt=True, return_dict=False)
+        asked = torch.tensor([asked])
+        said = network.generate(asked, attention_mask=torch.ones_like(asked), max_new_tokens=25, do_sample=False,
+                                eos_token_id=[theirs.eos_token_id, tokenizer.eos_id])[0, asked.size(1):].tolist()
+        text = theirs.decode([i for i in said if i not in (theirs.eos_token_id, tokenizer.eos_id)])
+        assert ask(ours, tokenizer, [question], 25) == [text.strip()]
 
 
 def test_show_prompt_prints_what_the_model_is_given(tmp_path, monkeypatch, capsys):
