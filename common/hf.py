@@ -75,19 +75,15 @@ def to_hf(c):
     return hf
 
 
-def is_ids(value):
-    """None, an id or a list of ids; some write -1 where there is none."""
-    return value is None or all(type(i) is int and -1 <= i < 2**31 for i in as_list(value))
-
-
-# What a value of config.json may be: largest whole number above 0, or a test and its words. Read before anything is
-# built from it, so that no size in a file is believed.
+# What the values of config.json may be. Checked before anything is built from them: no size in a file is believed.
 LARGEST = {"vocab_size": 10**8, "max_position_embeddings": 10**9, "num_hidden_layers": 1000,
            "num_attention_heads": 10**4, "num_key_value_heads": 10**4, "hidden_size": 10**6, "intermediate_size": 10**7,
            "head_dim": 10**4, "sliding_window": 10**9}
 FLAGS = "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"
 TEXTS = "model_type", "hidden_act"
-NUMBERS = "rms_norm_eps", "rope_theta"          # above 0, like all numbers of rope_scaling
+NUMBERS = "rms_norm_eps", "rope_theta"
+DICTS = "rope_scaling", "rope_parameters"
+IDS = "bos_token_id", "eos_token_id"
 
 
 def is_number(x):
@@ -96,22 +92,25 @@ def is_number(x):
 
 def check(hf, where):
     """Raises UserError, naming the key, for a value in the dict of a config.json that is of another kind or size."""
-    def must(good, key, is_what):
-        if not good:
-            raise UserError(f"{where}: {key}={repr(hf[key])[:60]} is {is_what}")
     for key, value in hf.items():
-        if key in LARGEST and value is not None:
-            must(type(value) is int and 0 < value <= LARGEST[key], key, f"not a whole number from 1 to {LARGEST[key]}")
+        if largest := LARGEST.get(key):
+            good = value is None or type(value) is int and 0 < value <= largest
+            words = f"not a whole number from 1 to {largest}"
         elif key in FLAGS:
-            must(value is None or type(value) is bool, key, "neither true nor false")
+            good, words = value is None or type(value) is bool, "neither true nor false"
         elif key in TEXTS:
-            must(type(value) is str, key, "not a text")
+            good, words = type(value) is str, "not a text"
         elif key in NUMBERS:
-            must(is_number(value), key, "not a number above 0")
-        elif key in ("rope_scaling", "rope_parameters"):
-            must(value is None or type(value) is dict, key, "not a dict of numbers")
-        elif key in ("bos_token_id", "eos_token_id"):
-            must(is_ids(value), key, "neither an id nor a list of ids")
+            good, words = is_number(value), "not a number above 0"
+        elif key in DICTS:
+            good, words = value is None or type(value) is dict, "not a dict of numbers"
+        elif key in IDS:                                    # some write -1 where there is none
+            good = all(type(i) is int and -1 <= i < 2**31 for i in as_list(value))
+            words = "neither an id nor a list of ids"
+        else:
+            continue
+        if not good:
+            raise UserError(f"{where}: {key}={repr(value)[:60]} is {words}")
 
 
 def from_hf(hf, where):

@@ -6,6 +6,7 @@ Prompt and answer are tokenised apart, so no token straddles the two.
 
 import datetime
 import functools
+import importlib.metadata
 import json
 import re
 
@@ -69,6 +70,9 @@ def fail(message):
 @functools.cache
 def compiled(chat_template):
     """A chat template as transformers compiles it: in a sandbox, where it can reach nothing and change nothing."""
+    version = importlib.metadata.version("jinja2")
+    if tuple(map(int, re.findall(r"\d+", version))) < (3, 1, 6):
+        raise UserError(f"the sandbox of jinja2 {version} has holes; pip install 'jinja2>=3.1.6'")
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = lambda x, ensure_ascii=False, **kw: json.dumps(x, ensure_ascii=ensure_ascii, **kw)

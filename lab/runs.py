@@ -81,9 +81,9 @@ def load_run(path, device="cpu", dtype=None, shard=False, args=None):
     path: a Path is a directory, a str a directory or a hub id. shard: see lab/parallel.shard. args: flags, see
     load_tokenizer. Raises UserError where the directory is missing or damaged, or its tokenizer does not fit its model.
     """
-    model = Transformer.from_pretrained(made_by_train(path), "cpu" if shard else device, dtype)
-    dir = local_dir(path)
-    tokenizer, record = load_tokenizer(path, args), read_run(dir)
+    dir = local_dir(made_by_train(path))
+    tokenizer, record = load_tokenizer(path, args), read_run(dir)           # before the weights, which take their time
+    model = Transformer.from_pretrained(dir, "cpu" if shard else device, dtype)
     if (token := tokenizer.beyond(model.config.vocab_size)) is not None:
         raise UserError(f"{dir}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
                         f"it has no place for {token!r}")

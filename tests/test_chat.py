@@ -1,5 +1,6 @@
 """How each family is asked: templates against transformers, and SmolLM2-135M itself where its package is installed."""
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -19,7 +20,7 @@ import data
 import sample
 import train
 from common import HOME, UserError
-from data import smollm2
+from data import chat, smollm2
 from data.chat import OWN, TEMPLATES
 from data.tokenizer import Tokenizer
 from lab.answers import ask
@@ -533,12 +534,21 @@ def test_a_model_is_asked_in_its_own_chat_template_as_by_transformers(tmp_path, 
 def test_a_chat_template_that_fails_is_refused_and_another_can_be_taken(tmp_path, template):
     family(tmp_path, "chatml", "bytes")
     edit(tmp_path / "tokenizer_config.json", lambda config: config.update(chat_template=template))
-    with pytest.raises(ValueError, match="chat template .*--template=plain|chatml"):
+    with pytest.raises(ValueError, match=r"chat template .*--template=plain\|chatml"):
         Tokenizer.load(tmp_path)
     ours = Tokenizer.load(tmp_path, template="chatml")
     assert ours.prompt_text("Who?") == TEMPLATES["chatml"][0].format(question="Who?")
     with pytest.raises(ValueError, match="--template=alpaca is none of plain, chatml"):
         Tokenizer.load(tmp_path, template="alpaca")
+
+
+def test_a_sandbox_with_holes_is_not_used(tmp_path, monkeypatch):
+    family(tmp_path, "chatml", "bytes")
+    for version, good in (("3.1.5", False), ("3.1.6", True), ("3.1.10", True), ("4.0", True), ("2.11.3", False)):
+        monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+        chat.compiled.cache_clear()
+        with contextlib.nullcontext() if good else pytest.raises(ValueError, match=f"jinja2 {version} has holes"):
+            Tokenizer.load(tmp_path)
 
 
 def test_a_prompt_is_the_same_on_any_day(tmp_path):
