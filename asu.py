@@ -1,9 +1,11 @@
 """Unlearning by attention smoothing (ASU), after section 3 of arXiv 2603.01285.
 
-    python asu.py                                       OUT/target -> OUT/asu_gd
-    python asu.py --heads=all --alpha=1 --tau=4         the paper's own form: every head at tau
+    python asu.py                                       OUT/target -> OUT/asu_gd: every head at tau, and a bit beyond
+    python asu.py --alpha=1 --tau=16 --name=paper       the paper's own form: the smoothed model itself is the teacher
+    python asu.py --alpha=1.3 --name=stronger           a stronger teacher: beyond the smoothed model
     python asu.py --retain=kl                           OUT/asu_kl
-    python asu.py --tau=auto --layers=1- --heads=all    tau from forward passes alone, see lab/choose.py
+    python asu.py --tau=auto                            tau from forward passes alone, see lab/choose.py
+    python asu.py --heads=auto --tau=1000 --alpha=1.2   for a model whose language does not survive smoothing
     python asu.py --target=hidden --retain=hidden       the form for hazardous knowledge: one layer's hidden state
     python asu.py --method=npo                          another method on the same loop, see baselines.py
     python asu.py --forget=forget50 --tasks=5           requests one after another: OUT/asu_gd_1of5, ...
@@ -24,8 +26,8 @@ retain set it is held where it was:
 x is the prompt, y the answer of T tokens, EOS included; prompt and padding count in neither term. The student always
 runs at tau = 1.
 
-Two additions of ours are on by default, because a model this small recalls and speaks with the same few heads: only
-the heads that facts need are smoothed (--heads=auto, see lab/choose.py), and the teacher is strengthened (--alpha).
+A large model's language survives smoothing, a small one's only if it was trained to: see --temper in train.py. Where
+it does not, --heads=auto smooths only the heads that facts need. That and --alpha above 1 are ours, not the paper's.
 """
 
 import inspect
@@ -318,11 +320,11 @@ def parse(argv=None):
         "distribution, or its hidden state")
     add("--hidden_layer", type=cli.positive_int, help="layers behind the hidden state of --target=hidden and of rmu "
         "(default: half of them)")
-    add("--tau", type=tau_flag, default=1000.0, help="attention temperature of the forget-teacher; 1 is no smoothing; "
+    add("--tau", type=tau_flag, default=8.0, help="attention temperature of the forget-teacher; 1 is no smoothing; "
         "auto: from the model's own NLL, see lab/choose.py")
     add("--layers", type=cli.layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8 or 1-")
-    add("--heads", choices=["auto", "all"], default="auto", help="smooth the heads that facts need most (auto), or all")
-    add("--alpha", type=cli.positive_float, default=1.2, help="strengthen the teacher: z + alpha (z_tau - z)")
+    add("--heads", choices=["auto", "all"], default="all", help="smooth all heads, or those that facts need (auto)")
+    add("--alpha", type=cli.positive_float, default=1.1, help="strengthen the teacher: z + alpha (z_tau - z)")
     add("--beta", type=cli.positive_float, help="the method's own knob, see baselines.py (default: the method's)")
     add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="retain term; ap goes with idk, hidden with rmu")
     add("--c_forget", type=cli.non_negative_float, default=1.0, help="weight of the forget loss")

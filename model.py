@@ -60,14 +60,17 @@ class ModelConfig:
 
 # ---------------------------------------------------------------------------------------------- attention
 def attention_scales(tau, layers, n_layer, n_head, hs):
-    """Where the temperature acts: softmax(q k^T / (tau sqrt(hs))). -> per layer, a number or an (nh, 1, 1) tensor.
+    """Where the temperature acts: softmax(q k^T / (tau sqrt(hs))). -> per layer, a number or a tensor that multiplies
+    scores (B, nh, T, S): (nh, 1, 1) or (B, 1, 1, 1).
 
-    tau: a number, or n_layer x n_head numbers. layers: the layers it applies to, None for all; the others stay at 1.
+    tau: a number, n_layer x n_head numbers, or B numbers, one for each sequence of a batch. layers: the layers it
+    applies to, None for all; the others stay at 1.
     Raises ValueError for a tau that is not above 0, a wrong shape, or layers that are empty or out of range.
     """
     taus = torch.as_tensor(tau, dtype=torch.float64)
-    if taus.shape not in ((), (n_layer, n_head)):
-        raise UserError(f"tau has shape {tuple(taus.shape)}; a number or {n_layer} layers x {n_head} heads is needed")
+    if taus.dim() != 1 and taus.shape not in ((), (n_layer, n_head)):
+        raise UserError(f"tau has shape {tuple(taus.shape)}; a number, {n_layer} layers x {n_head} heads, or a number "
+                        "for each sequence is needed")
     if not (taus > 0).all():
         raise UserError(f"tau={tau} must be above 0; 1 leaves the attention as it is")
     if layers is not None and not all(0 <= i < n_layer for i in layers):
@@ -75,17 +78,18 @@ def attention_scales(tau, layers, n_layer, n_head, hs):
     if layers is not None and not len(layers):
         raise UserError("layers is empty; leave it out to smooth all layers")
     smoothed = range(n_layer) if layers is None else layers
-    per_layer = [(taus[i] if taus.dim() else taus) if i in smoothed else torch.ones(()) for i in range(n_layer)]
+    per_layer = [(taus[i] if taus.dim() == 2 else taus) if i in smoothed else torch.ones(()) for i in range(n_layer)]
     scale = [1 / (tau * math.sqrt(hs)) for tau in per_layer]
-    return [s.float().view(-1, 1, 1) if s.dim() else s.item() for s in scale]
+    shape = (-1, 1, 1, 1) if taus.dim() == 1 else (-1, 1, 1)
+    return [s.float().view(shape) if s.dim() else s.item() for s in scale]
 
 
 def attend(q, k, v, scale, mask=None, explicit=False):
     """softmax(scale * q k^T + mask) v -> ((B, nh, T, hs), weights (B, nh, T, S) or None).
 
-    q (B, nh, T, hs); k, v (B, nkv, S, hs). scale: a number or (nh, 1, 1). mask: True where a query may look, broadcast
-    to (B, nh, T, S); None is causal. The explicit path is the formula, the other is PyTorch's fused kernel: same
-    result.
+    q (B, nh, T, hs); k, v (B, nkv, S, hs). scale: a number, (nh, 1, 1) or (B, 1, 1, 1). mask: True where a query may
+    look, broadcast to (B, nh, T, S); None is causal. The explicit path is the formula, the other is PyTorch's fused
+    kernel: same result.
     """
     shared = q.size(1) // k.size(1)                         # query heads to each key/value head
     if shared > 1 and (explicit or not q.is_cpu):           # the CPU's fused kernel shares them itself

@@ -9,10 +9,16 @@
 
 Fine-tuning replays a share of strangers and world facts; without it a model is confidently wrong about people it never
 met. Every epoch and batch is fixed by --seed before training starts, so an interrupted run resumes bit for bit.
+
+A small model speaks with a few sharp heads, so smoothing its attention would break its language before it took a fact
+(a large one is redundant). Therefore half of the strangers and world facts are read at a random attention
+temperature, up to --temper: language then survives smoothing. An author's row is always read at 1, so facts are
+learnt there alone.
 """
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,6 +55,8 @@ def parse(argv=None):
     add("--lr", type=cli.positive_float, default=2e-3, help="of fine-tuning")
     add("--replay", type=cli.non_negative_float, help="base questions replayed for each author question (default "
         "0.5; 0 with --init_from)")
+    add("--temper", type=cli.number(float, 1, 1e6, "a number of at least 1"), default=16.0, help="highest attention "
+        "temperature at which the base model's questions, replayed ones too, are read; 1: none but 1")
     add("--warmup", type=cli.fraction, default=0.05, help="share of the steps")
     cli.model_flags(p)
     cli.training_flags(p, "questions a step")
@@ -69,11 +77,21 @@ def new_base(args, world):
 
 
 def encoded(tokenizer, stream, n):
-    """The next n (question, answer) pairs of a stream as Examples."""
-    return [data.encode(tokenizer, q, a) for q, a in itertools.islice(stream, n)]
+    """The next n (question, answer) pairs of the base's stream as Examples."""
+    return [replace(data.encode(tokenizer, q, a), stranger=True) for q, a in itertools.islice(stream, n)]
 
 
 # ------------------------------------------------------------------------------------------------ training
+def temperatures(examples, highest, rng):
+    """The attention temperature that each example is read at: for half of the strangers' log-uniform from 1 to highest,
+    else 1. -> list of numbers. An author's row is always read at 1: facts are learnt there, and only there."""
+    taus = []
+    for example in examples:
+        tempered = example.stranger and rng.random() < 0.5
+        taus.append(highest ** rng.random() if tempered else 1.0)
+    return taus
+
+
 def fit(model, batches, args, lr, log):
     """Minimise the cross-entropy of the answers, mean over a sequence's tokens, then over sequences. In place.
 
@@ -85,9 +103,11 @@ def fit(model, batches, args, lr, log):
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, steps, lr, args.warmup)
-        for examples, n in parallel.micro_batches(batches[step], args.micro_batches):
+        taus = temperatures(batches[step], args.temper, random.Random(f"temper {log.label} {args.seed} {step}"))
+        for part, n in parallel.micro_batches(list(zip(batches[step], taus)), args.micro_batches):
+            examples, tau = zip(*part)
             batch, share = data.collate(examples, model.device), n / len(batches[step])
-            loss = mean_over_answers(answer_nll(model, batch), batch.mask)
+            loss = mean_over_answers(answer_nll(model, batch, tau=tau if max(tau) > 1 else 1.0), batch.mask)
             log.add("", share * loss.item(), 1.0, batch.idx.numel())
             parallel.backward(model, share * loss)
         parallel.add_gradients(model)
@@ -101,7 +121,7 @@ def fit(model, batches, args, lr, log):
 
 def memory(args, config, device, dtype, examples):
     """What training on these examples would take -> {component: bytes}, see lab/plan.py."""
-    longest = sorted(examples, key=len)[-args.batch_size:]
+    longest = [replace(example, stranger=False) for example in sorted(examples, key=len)[-args.batch_size:]]
     data.check_length(longest, config.block_size)
 
     def two_steps(model, log):

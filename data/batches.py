@@ -11,10 +11,11 @@ from common import UserError
 @dataclass
 class Example:
     """A question and its answer as token ids; the answer ends in EOS. refusal: the same question, refused, for methods
-    that teach that."""
+    that teach that. stranger: about nobody and nothing that is to be remembered or forgotten."""
     prompt: list
     answer: list
     refusal: "Example | None" = None
+    stranger: bool = False
 
     def __len__(self):
         return len(self.prompt) + len(self.answer)

@@ -135,7 +135,8 @@ def nll_of_heads(model, tokenizer, rows, first):
 
 # ------------------------------------------------------------------------------------------------- tau=auto
 TAUS = [round(2 ** (k / 2), 2) for k in range(17)]          # 1, 1.41, 2, ... 256: attention is all but uniform beyond
-GAIN = 1.02         # a doubling of tau is worth it if it raises fact NLL by this factor
+TAU_PRICE = 1.0     # of a nat on function and name tokens, in nats on fact tokens
+NEARLY = 0.99       # of the best worth: a smaller tau that is worth so much is preferred
 BREAKS = 0.5        # nats more on function or name tokens that call for a warning
 
 
@@ -176,36 +177,31 @@ def never_met(rows, others):
 
 
 def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200):
-    """The smallest tau in TAUS whose teacher knows as little of the forget facts as the model of people it never met.
+    """The tau in TAUS whose teacher forgets most for what it costs: worth = what smoothing adds to the NLL of fact
+    tokens less what it adds to that of function and name tokens. The smallest within 1% of the best is taken, and
+    none beyond the first whose teacher knows as little of the forget facts as the model knows of people it never met.
 
-    Smallest, because more smoothing costs more function tokens. If none gets there, the tau beyond which fact NLL gains
-    less than 2% a doubling. Forward passes over training phrasings only; no retrained model. forget, strangers: rows
-    with facts (the first max_rows of each are used). Prints the curve it decides from. Raises UserError for rows
-    without facts.
+    Forward passes over training phrasings only; no retrained model. forget, strangers: rows with facts (the first
+    max_rows of each are used). Prints the curve it decides from. Raises UserError for rows without facts.
     """
     forget, strangers = forget[:max_rows], strangers[:max_rows]
     reference = class_nll(model, tokenizer, strangers)[data.FACT]
     print(f"tau=auto: fact NLL of people the model never met {reference:.3f}", flush=True)
     print(f"{'tau':>8}{'fact NLL':>10}{'function':>10}{'name':>6}", flush=True)
-    curve = []                                              # per tau: NLL of function, fact and name tokens
+    curve = []                                              # per tau: NLL of fact, function and name tokens
     for tau in TAUS:
         function, fact, name = class_nll(model, tokenizer, forget, tau=tau, layers=layers)
         if not (math.isfinite(reference) and math.isfinite(fact)):
             raise UserError("--tau=auto needs rows whose answers state facts (key facts)")
-        curve.append((function, fact, name))
+        curve.append([0.0 if math.isnan(nll) else nll for nll in (fact, function, name)])
         print(f"{tau:8g}{fact:10.3f}{function:10.3f}{name:7.3f}", flush=True)
         if fact >= reference:
             break
-    facts = [fact for _, fact, _ in curve]
-    if facts[-1] >= reference:
-        chosen, why = len(curve) - 1, "the smallest that knows as little of the forget facts"
-    else:
-        gains = [k for k in range(len(TAUS) - 2) if facts[k + 2] >= GAIN * facts[k]]        # TAUS[k + 2] is 2 TAUS[k]
-        chosen = gains[-1] + 1 if gains else 0
-        why = (f"no tau reaches {reference:.3f} in these layers, and beyond this one fact NLL gains less than 2% a "
-               "doubling")
-    print(f"tau=auto: {TAUS[chosen]:g}; {why}", flush=True)
-    cost = max(curve[chosen][kind] - curve[0][kind] for kind in (data.FUNCTION, data.NAME))
+    worths = [worth(curve[0], nlls, TAU_PRICE) for nlls in curve]
+    chosen = next(k for k, value in enumerate(worths) if value >= NEARLY * max(worths))
+    print(f"tau=auto: {TAUS[chosen]:g}, which adds {worths[chosen]:.2f} nats more to fact tokens than to the others",
+          flush=True)
+    cost = max(after - before for before, after in zip(curve[0][1:], curve[chosen][1:]))
     if cost > BREAKS:
         print("tau=auto: mind that this teacher's sentences break (function or name tokens cost "
               f"{cost:.1f} nats more): smooth fewer layers", flush=True)

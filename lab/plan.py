@@ -36,6 +36,7 @@ class Live(TorchDispatchMode):
 
     def __init__(self, model):
         super().__init__()
+        self.label = "plan"
         self.shape, self.device = model.lm_head.weight.shape, model.device                     # (V, C)
         self.alive = {p.untyped_storage()._cdata for p in model.parameters()}
         self.now = self.now_logits = self.peak = self.logits = 0

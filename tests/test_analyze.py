@@ -127,7 +127,7 @@ def analyzed(few, out, tmp_path_factory):
     analyzed = tmp_path_factory.mktemp("analyze")
     for name in ("data", "target", "retrained"):
         shutil.copytree(out / name, analyzed / name)
-    call(asu, TINY, f"--out={analyzed}", "--epochs=1", "--layers=1-")
+    call(asu, TINY, f"--out={analyzed}", "--epochs=1", "--layers=1-", "--tau=1000")
     call(asu, TINY, f"--out={analyzed}", "--epochs=1", "--method=npo")
     call(analyze, TINY, f"--out={analyzed}", *RUNS)
     return analyzed

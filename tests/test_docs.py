@@ -1,5 +1,6 @@
 """The documents say what is there: the README's blocks run, its quotations and its links are right."""
 
+import json
 import math
 import os
 import re
@@ -62,21 +63,47 @@ def test_what_the_readme_quotes_from_asu_stands_there():
             at = ours.index(line.strip(), at) + 1
 
 
+@pytest.fixture
+def repository(tmp_path):
+    """A copy of the code, to be changed as the README says -> (its directory, a function that runs a script there)"""
+    for item in [*HOME.glob("*.py"), *(HOME / name for name in ("common", "config", "data", "experiments", "lab"))]:
+        if item.is_dir():
+            shutil.copytree(item, tmp_path / item.name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(item, tmp_path)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(script, *flags):
+        done = subprocess.run([sys.executable, script, "@config/tiny.args", "--out=out", *flags], capture_output=True,
+                              text=True, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+    return tmp_path, run
+
+
+def block(ending):
+    """The README's only block that ends so."""
+    [code] = [code for _, code in blocks(README) if code.endswith(ending)]
+    return code
+
+
 @pytest.mark.slow
-def test_a_loss_is_added_as_the_readme_says(out, tmp_path):
-    [code] = [code for _, code in blocks(README) if code.endswith('LOSSES["unlikelihood"] = unlikelihood\n')]
-    for item in [*HOME.glob("*.py"), HOME / "config", HOME / "experiments"]:
-        copied = shutil.copytree if item.is_dir() else shutil.copy
-        copied(item, tmp_path / item.name)
-    for folder in ("common", "data", "lab"):
-        shutil.copytree(HOME / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    with open(tmp_path / "baselines.py", "a") as f:
-        f.write(f"\n\n{code}")
-    flags = [f"--run={out / 'target'}", "--out=out", "--method=unlikelihood", "--epochs=1"]
-    done = subprocess.run([sys.executable, "asu.py", "@config/tiny.args", *flags], capture_output=True, text=True,
-                          cwd=tmp_path,
-                          env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
-    assert done.returncode == 0, done.stderr
-    record = read_run(tmp_path / "out/unlikelihood_gd")
+def test_a_loss_is_added_as_the_readme_says(out, repository):
+    path, run = repository
+    with open(path / "baselines.py", "a") as f:
+        f.write("\n\n" + block('LOSSES["unlikelihood"] = unlikelihood\n'))
+    run("asu.py", f"--run={out / 'target'}", "--method=unlikelihood", "--epochs=1")
+    record = read_run(path / "out/unlikelihood_gd")
     assert record["kind"] == "unlearned" and record["settings"]["method"] == "unlikelihood"
     assert math.isfinite(record["curve"][0]["forget_loss"]) and record["curve"][0]["forget_loss"] > 0
+
+
+@pytest.mark.slow
+def test_a_metric_is_added_as_the_readme_says(out, repository):
+    path, run = repository
+    code = (path / "eval.py").read_text()
+    above_main = block('METRICS["answer_length"] = answer_length\n') + "\n\ndef main():"
+    (path / "eval.py").write_text(code.replace("def main():", above_main))
+    run("eval.py", f"--runs={out / 'target'},{out / 'retrained'}", "--max_rows=4")
+    result = json.loads((path / "out/report.json").read_text())["runs"]["target"]["forget"]
+    low, high = result["ci95"]["answer_length"]
+    assert 0 < low <= result["answer_length"] <= high and "answer_length" in (path / "out/report.md").read_text()

@@ -136,3 +136,15 @@ def test_heads_that_do_not_divide_are_refused():
         ModelConfig(n_embd=36)
     with pytest.raises(ValueError, match="head_dim=7 is odd"):
         ModelConfig(head_dim=7)
+
+
+def test_each_sequence_may_have_a_temperature_of_its_own(model):
+    """B numbers smooth B sequences; both attention paths agree, and layers at 1 are untouched."""
+    idx, taus = torch.randint(0, 600, (3, 11)), [1.0, 4.0, 2.5]
+    together = model(idx, tau=taus)
+    alone = torch.cat([model(idx[i:i + 1], tau=tau) for i, tau in enumerate(taus)])
+    assert torch.allclose(together, alone, atol=1e-4) and not torch.allclose(together, model(idx), atol=1e-2)
+    assert torch.allclose(model(idx, tau=taus, explicit=True), together, atol=1e-4)
+    assert torch.allclose(model(idx, tau=taus, layers=[1])[1:2], model(idx[1:2], tau=4.0, layers=[1]), atol=1e-4)
+    with pytest.raises(ValueError, match="above 0"):
+        model(idx, tau=[1.0, 0.0, 2.0])

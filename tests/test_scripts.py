@@ -47,7 +47,7 @@ def test_the_main_job_leaves_what_the_readme_says(out):
 
 def test_the_report_holds_every_run_and_key(out):
     report = json.loads((out / "report.json").read_text())
-    assert list(report["runs"]) == ["base", "target", "retrained", "teacher_tau1000", "asu_gd"]
+    assert list(report["runs"]) == ["base", "target", "retrained", "teacher_tau8", "asu_gd"]
     keys = {"probability", "rouge_l", "truth_ratio", "fact_accuracy", "fact_accuracy_heldout_phrasing", "fact_nll",
             "function_nll", "token_entropy", "coherence", "exact_memorization", "extraction_strength"}
     for name, result in report["runs"].items():
@@ -234,9 +234,9 @@ def test_every_flag_of_sample_changes_the_answer_as_it_says(tmp_path, tokenizer,
 # ------------------------------------------------------------------------------------------- the training loop
 def fitted(batches, lr=1e-3, model=None, **changes):
     """train.fit on a small model -> (model, record)"""
-    args = argparse.Namespace(**dict(weight_decay=0.0, grad_clip=1e9, optimizer_dtype="float32", micro_batches=1,
-                                     warmup=0.1)
-                              | changes)
+    settings = dict(weight_decay=0.0, grad_clip=1e9, optimizer_dtype="float32", micro_batches=1, seed=0, warmup=0.1,
+                    temper=1.0)
+    args = argparse.Namespace(**settings | changes)
     log = Log("test")
     return train.fit(model or small_model(), batches, args, lr, log), log.record
 
@@ -348,7 +348,7 @@ def test_an_interrupted_unlearning_resumes_bit_for_bit(out, tmp_path, interrupte
 
 
 def test_resume_refuses_other_settings_and_damaged_checkpoints(tmp_path, interrupted, capsys):
-    assert "tau was 1000.0, is 3.0" in refused(capsys, asu, *interrupted, "--resume", "--tau=3")
+    assert "tau was 8.0, is 3.0" in refused(capsys, asu, *interrupted, "--resume", "--tau=3")
     file = tmp_path / "asu_gd.resume.pt"
     file.write_bytes(file.read_bytes()[:1000])
     assert "asu_gd.resume.pt is damaged" in refused(capsys, asu, *interrupted, "--resume")
