@@ -48,7 +48,17 @@ from lab import parallel, plan
 from lab.answers import answer_logp, fact_accuracy
 from lab.choose import smoothing, tau_flag
 from lab.optim import Log, adamw, lr_at
-from lab.runs import check_name, checkpoint_of, load_run, made_by_train, prepare, read_run, save_run, weights_sha256
+from lab.runs import (
+    check_name,
+    checkpoint_of,
+    load_run,
+    load_tokenizer,
+    made_by_train,
+    prepare,
+    read_run,
+    save_run,
+    weights_sha256,
+)
 from model import attention_scales, read_config
 
 
@@ -326,6 +336,7 @@ def parse(argv=None):
     add("--lr", type=cli.positive_float, default=1e-3)
     add("--warmup", type=cli.fraction, default=0.1, help="share of the steps")
     add("--teacher", choices=["cached", "live"], default="cached", help="cached hidden states, or a second live model")
+    cli.model_flags(p)
     cli.training_flags(p, "forget examples a step; as many retain examples beside them")
     args = p.parse_args(argv)
     if args.target == "hidden":
@@ -368,7 +379,7 @@ def forget_rows(model, tokenizer, dataset, request, retain, args, log, original=
 def memory(args, parent, device, dtype, rows):
     """What a request would take -> {component: bytes}, see lab/plan.py. rows: to forget, and to retain."""
     dir = local_dir(parent, weights=False)
-    config, settings = read_config(dir), keywords(args, data.Tokenizer.load(dir), *rows)
+    config, settings = read_config(dir), keywords(args, load_tokenizer(parent, args), *rows)
     tau = 2.0 if args.tau == "auto" else args.tau
     layers = cli.layer_numbers(args.layers, config.n_layer)
     attention_scales(tau, layers, config.n_layer, config.n_head, config.head_dim)       # refuses what the run would
@@ -410,7 +421,7 @@ def main():
         return memory(args, parent, device, dtype, (requests[0], rest(0)))
     if args.plan:
         return plan.show(take, args, device)
-    model, tokenizer, _ = load_run(parent, device, dtype, args.shard)
+    model, tokenizer, _ = load_run(parent, device, dtype, args.shard, args)
     original = parallel.copy_of(model) if args.teacher_from == "original" and args.tasks > 1 else None
     settings = cli.settings(args, "run", "name")
     parent_sha = parent_run.get("model_sha256") or weights_sha256(parent)

@@ -33,8 +33,9 @@ from data.batches import (
     split,
     training_examples,
 )
+from data.chat import ANSWER, PROMPT, TEMPLATES
 from data.rows import DataSet, by_author, complete, fact_pattern, passages, questions, states, with_options
-from data.tokenizer import ANSWER, PROMPT, TEMPLATES, Tokenizer
+from data.tokenizer import Tokenizer
 from data.world import world
 
 GENERATED = ("authors", *prose.WORLDS)
@@ -209,7 +210,7 @@ def token_classes(tokenizer, answer, facts, author):
 
     A token that covers any letter of a fact is FACT, of the author's name NAME (copied from the prompt), else FUNCTION.
     """
-    text = tokenizer.answer.format(answer=answer)
+    text = tokenizer.answer_text(answer)
     spans = [(match.span(), FACT) for fact in facts for match in fact_pattern(fact).finditer(text)]
     if author:
         spans += [(match.span(), NAME) for match in re.finditer(re.escape(author), text)]
