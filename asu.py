@@ -53,6 +53,7 @@ from lab.runs import (
     check_place,
     checkpoint_of,
     load_run,
+    load_tokenizer,
     made_by_train,
     prepare,
     read_run,
@@ -345,6 +346,7 @@ def parse(argv=None):
     add("--lr", type=cli.positive_float, default=1e-3)
     add("--warmup", type=cli.fraction, default=0.1, help="share of the steps")
     add("--teacher", choices=["cached", "live"], default="cached", help="cached hidden states, or a second live model")
+    cli.model_flags(p)
     cli.training_flags(p, "forget examples a step; as many retain examples beside them")
     args = p.parse_args(argv)
     if not args.c_forget and (not args.c_retain or args.retain == "none"):
@@ -389,7 +391,7 @@ def forget_rows(model, tokenizer, dataset, request, retain, args, log, original=
 def memory(args, parent, device, dtype, rows):
     """What a request would take -> {component: bytes}, see lab/plan.py. rows: to forget, and to retain."""
     dir = local_dir(parent, weights=False)
-    config, settings = read_config(dir), keywords(args, data.Tokenizer.load(dir), *rows)
+    config, settings = read_config(dir), keywords(args, load_tokenizer(parent, args), *rows)
     tau = 2.0 if args.tau == "auto" else args.tau
     layers = cli.layer_numbers(args.layers, config.n_layer)
     attention_scales(tau, layers, config.n_layer, config.n_head, config.head_dim)       # refuses what the run would
@@ -431,7 +433,7 @@ def main():
         return memory(args, parent, device, dtype, (requests[0], rest(0)))
     if args.plan:
         return plan.show(take, args, device)
-    model, tokenizer, _ = load_run(parent, device, dtype, args.shard)
+    model, tokenizer, _ = load_run(parent, device, dtype, args.shard, args)
     check_flags(args, model, dataset)
     data.check_fits(dataset, tokenizer, model.config.block_size, args.phrasings)
     settings, tasks = cli.settings(args, "run", "name"), args.tasks

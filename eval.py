@@ -25,7 +25,7 @@ from scipy.stats import ks_2samp
 
 import data
 from common import UserError
-from common.cli import Parser, layer_numbers, pick_device, positive_int, run
+from common.cli import Parser, layer_numbers, model_flags, pick_device, positive_int, run
 from common.files import check_writable
 from lab import judges
 from lab.answers import ask
@@ -399,6 +399,7 @@ def parse():
     p.add_argument("--encoder", help="sentence encoder, a directory or hub id: cosine similarity of answer and truth")
     p.add_argument("--nli", help="NLI classifier, a directory or hub id: entailment between answer and truth; "
                    "with both, MU and FE")
+    model_flags(p)
     return p.parse_args()
 
 
@@ -422,7 +423,7 @@ def main():
     notes += left_out
     if not all(row["facts"] for part in sets.values() for row in part if row["question"]):
         knows = "target" if "target" in paths else next(iter(paths))
-        model, tokenizer, _ = load_run(paths[knows], device, dtype)
+        model, tokenizer, _ = load_run(paths[knows], device, dtype, args=args)
         sets = find_in_sets(model, tokenizer, sets, rows)
         notes.append(f"fact spans found by the rule (lab/facts.py, with {knows}) where the data names none: fact and "
                      "function NLL are of those spans, and fact accuracy and coherence, which need exact facts, "
@@ -431,7 +432,7 @@ def main():
     results, values, answers, curves, said = {}, {}, {}, None, {}
     for name, (path, teacher) in with_teachers(paths, records).items():
         start = time.perf_counter()
-        model, tokenizer, record = load_run(path, device, dtype)
+        model, tokenizer, record = load_run(path, device, dtype, args=args)
         smoothing = {"tau": teacher[0], "layers": layer_numbers(teacher[1], model.config.n_layer)} if teacher else {}
         limits = {part: args.max_new_tokens or data.answer_limit(tokenizer, asked, model.config.block_size)
                   for part, asked in sets.items() if asked[0]["question"]}

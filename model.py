@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 
 from common import UserError
-from common.files import read_json, write_file
-from common.hf import DTYPES, as_list, from_hf, local_dir, read_weights, to_hf
+from common.files import write_file
+from common.hf import DTYPES, as_list, from_hf, local_dir, read_object, read_weights, say, to_hf
 
 
 @dataclass
@@ -339,12 +339,16 @@ class Transformer(nn.Module):
         Raises ValueError naming the file and what is wrong: missing, truncated, another architecture, other shapes.
         """
         dir = local_dir(dir_or_hub_id)
-        config = read_config(dir)
+        config, state = read_config(dir), read_weights(dir, device)
+        tied = [state[name] for name in ("embed_tokens.weight", "lm_head.weight") if name in state]
+        if config.tie_weights and len(tied) == 2 and not torch.equal(tied[0].float(), tied[1].float()):
+            say(f"{dir}: lm_head.weight differs from the embedding, so the two are not tied, as in transformers, "
+                "although config.json says so")
+            config.tie_weights = False
+        elif config.tie_weights and tied:                   # under either name
+            state["embed_tokens.weight"] = state["lm_head.weight"] = tied[0]
         with torch.device("meta"):
             model = cls(config)
-        state = read_weights(dir, device)
-        if config.tie_weights and "embed_tokens.weight" in state:
-            state["lm_head.weight"] = state["embed_tokens.weight"]
         expected = model.state_dict()
         for name in sorted(expected.keys() | state.keys()):
             have, want = (tuple(s[name].shape) if name in s else "missing" for s in (state, expected))
@@ -362,8 +366,8 @@ class Transformer(nn.Module):
 
 def read_config(dir):
     """config.json, and the EOS ids of generation_config.json: there a chat model names all that end a turn."""
-    hf, generation = read_json(dir / "config.json"), dir / "generation_config.json"
-    eos = read_json(generation).get("eos_token_id") if generation.exists() else None
+    hf = read_object(dir / "config.json")
+    eos = read_object(dir / "generation_config.json", {}).get("eos_token_id")
     try:
         return ModelConfig(**from_hf(hf if eos is None else hf | {"eos_token_id": eos}, dir / "config.json"))
     except UserError as e:

@@ -25,6 +25,7 @@ def parse():
     add("--temperature", type=cli.non_negative_float, default=0.0, help="0 is greedy")
     add("--top_k", type=cli.positive_int, help="sample from the k likeliest tokens")
     add("--show_prompt", action="store_true", help="print the exact text each model is given before its answer")
+    cli.model_flags(p)
     return p.parse_args()
 
 
@@ -43,18 +44,18 @@ def main():
     args = parse()
     device, dtype = cli.pick_device(args)
     first = Path(args.out) / "target" if args.run is None else args.run
-    loaded = load_run(first, device, dtype)
+    loaded = load_run(first, device, dtype, args=args)
     smoothing = {"tau": args.tau, "layers": cli.layer_numbers(args.layers, loaded[0].config.n_layer)}
     shown = [(f"{first}" + (f" at tau={args.tau:g}" if args.tau != 1 else ""), loaded, smoothing)]
     if args.compare:
-        shown.append((args.compare, load_run(args.compare, device, dtype), {}))
+        shown.append((args.compare, load_run(args.compare, device, dtype, args=args), {}))
     width = max(len(name) for name, *_ in shown)
     for question in questions(args.question):
         if not question.strip():
             raise UserError("--question is empty")
         for name, (model, tokenizer, _), smoothing in shown:
             if args.show_prompt:
-                print(tokenizer.prompt.format(question=question), flush=True)
+                print(tokenizer.prompt_text(question), flush=True)
             [answer] = ask(model, tokenizer, [question], args.max_new_tokens, temperature=args.temperature,
                                 top_k=args.top_k, seed=args.seed, **smoothing)
             print(f"{name:{width}}  {answer or '(nothing)'}", flush=True)

@@ -31,7 +31,16 @@ from data import mean_over_answers
 from lab import parallel, plan
 from lab.answers import answer_nll, fact_accuracy
 from lab.optim import Log, adamw, lr_at
-from lab.runs import check_place, checkpoint_of, load_run, prepare, read_run, save_run, weights_sha256
+from lab.runs import (
+    check_place,
+    checkpoint_of,
+    load_run,
+    load_tokenizer,
+    prepare,
+    read_run,
+    save_run,
+    weights_sha256,
+)
 from model import ModelConfig, Transformer, read_config
 
 BASE_LR = 3e-3          # of the base model; --lr is of fine-tuning
@@ -59,6 +68,7 @@ def parse(argv=None):
     add("--temper", type=cli.number(float, 1, 1e6, "a number of at least 1"), default=16.0, help="highest attention "
         "temperature at which the base model's questions, replayed ones too, are read; 1: none but 1")
     add("--warmup", type=cli.fraction, default=0.05, help="share of the steps")
+    cli.model_flags(p)
     cli.training_flags(p, "questions a step")
     return p.parse_args(argv)
 
@@ -166,6 +176,10 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
 
 def main():
     args = parse()
+    if not args.init_from and (args.template or args.tokenizer):
+        raise UserError("--template and --tokenizer are for a model that is there; give --init_from")
+    if not args.init_from and args.lora:
+        raise UserError("--lora trains a change of a model that is there; give --init_from")
     check_writable(args.out)
     device, dtype = parallel.start(args)
     dataset = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
@@ -179,14 +193,12 @@ def main():
             check_place(Path(args.out) / name, cli.settings(args, *flags) | made_of[name != "base"], args.overwrite)
     if args.init_from:
         dir = local_dir(args.init_from, weights=not args.plan)
-        config, tokenizer = read_config(dir), data.Tokenizer.load(dir)
+        config, tokenizer = read_config(dir), load_tokenizer(args.init_from, args)
         data.check_fits(dataset, tokenizer, config.block_size, args.phrasings)
         if args.plan:
             examples = data.training_examples(tokenizer, dataset.retain + dataset.forget, args.phrasings)
             return plan.show(lambda args: memory(args, config, device, dtype, examples), args, device)
         base_sha = read_run(dir).get("model_sha256") or weights_sha256(dir)
-    elif args.lora:
-        raise UserError("--lora trains a change of a model that is there; give --init_from")
     else:
         base, tokenizer = new_base(args, world)
         data.check_fits(dataset, tokenizer, args.block_size, args.phrasings)
@@ -201,7 +213,8 @@ def main():
         examples = data.training_examples(tokenizer, rows, args.phrasings)
         stream = data.base_stream(args.data, args.data_seed, world, WORLD_SHARE, start=args.base_rows)
         epochs = [examples + encoded(tokenizer, stream, int(replay * len(examples))) for _ in range(args.epochs)]
-        model = load_run(args.init_from, device, dtype, args.shard)[0] if args.init_from else parallel.copy_of(base)
+        model = (load_run(args.init_from, device, dtype, args.shard, args)[0] if args.init_from else
+                 parallel.copy_of(base))
         train(name, model, tokenizer, epochs, dataset.questions(rows), args,
               made_of[1] | {"parent_sha256": base_sha}, ignored[name])
     parallel.stop()

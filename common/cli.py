@@ -31,6 +31,9 @@ def processes():
 
 def run(main):
     """Call a script's main(); turn a user's mistake, a full disk or Ctrl-C into one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):                  # a letter that the terminal lacks stops nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as e:
@@ -51,7 +54,9 @@ def run(main):
 def _complain(message):
     if processes()[0] > 0:                                  # under torchrun the first's words will do; its end is ours
         time.sleep(10)
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    line = " ".join(f"{Path(sys.argv[0]).name}: error: {message}".split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)      # what files hold may steer a terminal
+    print(line if len(line) <= 300 else f"{line[:200]} ... {line[-95:]}", file=sys.stderr)
     return 2
 
 
@@ -110,6 +115,13 @@ def training_flags(p, batch_size_help):
     add("--plan", action="store_true", help="only say what memory the run would take, by component")
 
 
+def model_flags(p):
+    """The flags of every script that reads models of other people."""
+    p.add_argument("--template", help="how models are asked, in place of their own chat template: plain, chatml, "
+                   "llama2, llama3, mistral, mistral_v3")
+    p.add_argument("--tokenizer", help="directory or hub id with the tokenizer of models that come without one")
+
+
 def settings(args, *others):
     """The flags that a run's result depends on -> dict. others: more flags that do not count."""
     no_settings = "resume", "overwrite", "plan", "out", "device", "shard", *others
@@ -118,7 +130,13 @@ def settings(args, *others):
 
 def differences(before, settings):
     """Two dicts of settings -> ["lr was 0.1, is 0.2", ...], of the settings that are asked for now."""
-    return [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]
+    changed = []
+    for key, now in settings.items():
+        pair = before.get(key), now
+        if pair[0] != now:                                  # eight letters of a hash say that it is another
+            was, now = (str(value)[:8] if key.endswith("_sha256") else value for value in pair)
+            changed.append(f"{key} was {was}, is {now}")
+    return changed
 
 
 WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"'])+""")       # quotes hold a word with blanks together

@@ -1,13 +1,14 @@
 """HF's file format: config.json and safetensors, and where a model's directory is found."""
 
-import math
+import functools
+import json
+import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from common import UserError
-from common.files import read_json
 
 
 def as_list(ids):
@@ -15,6 +16,36 @@ def as_list(ids):
     return [] if ids is None else ids if isinstance(ids, list) else [ids]
 
 
+@functools.cache
+def say(line):
+    """Print a line about a model once, however often the model is read."""
+    print(line, flush=True)
+
+
+def read_object(path, default=None):
+    """A JSON file of a model, in UTF-8 whatever the locale -> dict; `default`, if given, where there is none.
+
+    Raises UserError where it is missing or damaged."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        value = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):           # half a letter is no text
+            json.dumps(value, ensure_ascii=False).encode()
+    except FileNotFoundError as e:
+        if default is not None:
+            return default
+        raise UserError(f"{path} is missing: not a model directory") from e
+    except (ValueError, RecursionError) as e:               # not JSON, not text, or nested without end
+        raise UserError(f"{path} is not valid JSON and so damaged ({e})") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: a JSON object is needed, this is {type(value).__name__}")
+    return value
+
+
+INDEX = "model.safetensors.index.json"
+# Beside its weights, all that is read of a model, here or by transformers (lab/judges.py): what a hub is asked for.
+AROUND = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+          "chat_template.jinja", "run.json", INDEX)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HF_KEYS = {"vocab_size": "vocab_size", "block_size": "max_position_embeddings", "n_layer": "num_hidden_layers",
            "n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads", "n_embd": "hidden_size",
@@ -44,29 +75,66 @@ def to_hf(c):
     return hf
 
 
+# What the values of config.json may be. Checked before anything is built from them: no size in a file is believed.
+LARGEST = {"vocab_size": 10**8, "max_position_embeddings": 10**9, "num_hidden_layers": 1000,
+           "num_attention_heads": 10**4, "num_key_value_heads": 10**4, "hidden_size": 10**6, "intermediate_size": 10**7,
+           "head_dim": 10**4, "sliding_window": 10**9}
+FLAGS = "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"
+TEXTS = "model_type", "hidden_act"
+NUMBERS = "rms_norm_eps", "rope_theta"
+DICTS = "rope_scaling", "rope_parameters"
+IDS = "bos_token_id", "eos_token_id"
+
+
+def is_number(x):
+    return type(x) in (int, float) and 0 < x < 1e30
+
+
+def check(hf, where):
+    """Raises UserError, naming the key, for a value in the dict of a config.json that is of another kind or size."""
+    for key, value in hf.items():
+        if largest := LARGEST.get(key):
+            good = value is None or type(value) is int and 0 < value <= largest
+            words = f"not a whole number from 1 to {largest}"
+        elif key in FLAGS:
+            good, words = value is None or type(value) is bool, "neither true nor false"
+        elif key in TEXTS:
+            good, words = type(value) is str, "not a text"
+        elif key in NUMBERS:
+            good, words = is_number(value), "not a number above 0"
+        elif key in DICTS:
+            good, words = value is None or type(value) is dict, "not a dict of numbers"
+        elif key in IDS:                                    # some write -1 where there is none
+            good = all(type(i) is int and -1 <= i < 2**31 for i in as_list(value))
+            words = "neither an id nor a list of ids"
+        else:
+            continue
+        if not good:
+            raise UserError(f"{where}: {key}={repr(value)[:60]} is {words}")
+
+
 def from_hf(hf, where):
     """The dict of an HF config.json -> keywords of model.ModelConfig. where: the file, for messages.
 
     Rotary settings stand in `rope_scaling` and `rope_theta`, or in one dict `rope_parameters` (transformers 5). Raises
-    UserError by name for what would change the mathematics, is missing or is no number.
+    UserError by name for what would change the mathematics, is missing, or of another kind or size than it can be.
     """
+    check(hf, where)
     hf = DEFAULTS["all"] | DEFAULTS.get(hf.get("model_type"), {}) | hf
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     refused = {
         "model_type": hf.get("model_type") not in ARCHITECTURES,
         "hidden_act": hf.get("hidden_act", "silu") != "silu",
-        "rope_scaling": rope_type not in ("default", *ROPE_NUMBERS),
+        "rope_scaling": rope_type not in ["default", *ROPE_NUMBERS] or dict in map(type, rope.values()),
         "partial_rotary_factor": rope.get("partial_rotary_factor", hf.get("partial_rotary_factor") or 1) != 1,
         "mlp_bias": bool(hf.get("mlp_bias")),
         "quantization_config": bool(hf.get("quantization_config")),
-        "sliding_window": bool(hf.get("sliding_window")) and hf.get("use_sliding_window", True)
-                          and hf["sliding_window"] < hf.get("max_position_embeddings", 0),
     }
     for key, bad in refused.items():
         if bad:
-            raise UserError(f"{where}: {key}={hf.get(key) or rope} is not supported; it would change the model's "
-                            "mathematics")
+            raise UserError(f"{where}: {key}={str(hf.get(key) or rope)[:100]} is not supported; it would change the "
+                            "model's mathematics")
     values = {ours: hf[theirs] for ours, theirs in HF_KEYS.items() if hf.get(theirs) is not None}
     values["rope_theta"] = rope.get("rope_theta", hf["rope_theta"])
     values["rope_scaling"] = None
@@ -77,15 +145,14 @@ def from_hf(hf, where):
     missing = [HF_KEYS[k] for k in COUNTS if k != "head_dim" and values.get(k) is None]
     if missing:
         raise UserError(f"{where}: no {', '.join(missing)}")
-    for key in COUNTS:
-        if key in values and (type(values[key]) is not int or values[key] < 1):
-            raise UserError(f"{where}: {HF_KEYS[key]}={values[key]!r} is not a whole number above 0")
-    numbers = {"rms_norm_eps": values.get("norm_eps"), "rope_theta": values["rope_theta"]}
-    for key, x in (numbers | (values["rope_scaling"] or {})).items():
-        if key != "rope_type" and (type(x) not in (int, float) or not 0 < x < math.inf):
-            raise UserError(f"{where}: {key}={x!r} is not a number above 0")
-    if not all(type(i) is int for i in as_list(values.get("eos_id"))):
-        raise UserError(f"{where}: eos_token_id={values['eos_id']!r} is neither an id nor a list of ids")
+    for key, x in ({"rope_theta": values["rope_theta"]} | (values["rope_scaling"] or {})).items():
+        if key != "rope_type" and not is_number(x):
+            raise UserError(f"{where}: {key}={repr(x)[:60]} is not a number above 0")
+    window = hf.get("sliding_window") if hf.get("use_sliding_window", True) else None
+    if window and window < values["block_size"]:            # within its window a model attends to everything
+        say(f"{where}: it attends within a window of {window} tokens, so the context is cut from "
+            f"{values['block_size']} to {window}")
+        values["block_size"] = window
     bias = bool(hf.get("attention_bias")) and hf["model_type"] == "llama"
     return {"qkv_bias": bias or hf["model_type"] == "qwen2", "o_bias": bias, **values}
 
@@ -103,34 +170,43 @@ def local_dir(dir_or_hub_id, weights=True):
     if str(dir_or_hub_id).count("/") != 1 or path.parent.is_dir():
         raise UserError(f"{dir_or_hub_id} is not a model directory")
     from huggingface_hub import snapshot_download
-    patterns = ["*.json", "*.jinja"] + (["*.safetensors"] if weights else [])
     try:
-        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=patterns))
+        path = Path(snapshot_download(str(dir_or_hub_id), allow_patterns=list(AROUND)))
+        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=sorted(shards(path)))) if weights else path
+    except UserError:
+        raise
     except Exception as e:
         raise UserError(f"{dir_or_hub_id} is no directory and could not be had from the hub "
                         f"({type(e).__name__})") from e
+
+
+def shards(dir):
+    """The files that hold a model's weights, by its index if it has one -> {file: tensors that the index names}"""
+    index = dir / INDEX
+    if not index.exists() or (dir / "model.safetensors").exists():
+        return {"model.safetensors": set()}
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(
+            isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) for file in weight_map.values()):
+        raise UserError(f"{index} has no weight_map from tensors to files beside it")
+    files = {file: set() for file in sorted(weight_map.values())}
+    for name, file in weight_map.items():
+        files[file].add(name)
+    return files
 
 
 def read_weights(dir, device):
     """The tensors of model.safetensors, or of the shards its index names -> {name without HF's "model.": tensor}
 
     Raises UserError naming the file that is missing, truncated or not what the index says."""
-    index = dir / "model.safetensors.index.json"
-    promised = {"model.safetensors": set()}                 # file -> the tensors that the index says it has
-    if index.exists() and not (dir / "model.safetensors").exists():
-        weight_map = read_json(index).get("weight_map")
-        files = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
-        if not all(isinstance(file, str) and Path(file).name == file for file in files):
-            raise UserError(f"{index} has no weight_map from tensors to files beside it")
-        promised = {file: {name for name in weight_map if weight_map[name] == file} for file in sorted(set(files))}
     state = {}
-    for file, names in promised.items():
+    for file, names in shards(dir).items():
         if not (dir / file).exists():
             raise UserError(f"{dir / file} is missing; only safetensors weights are read")
         try:
             with safe_open(dir / file, "pt", device=str(device)) as f:
                 if lost := names - set(f.keys()):
-                    raise UserError(f"{dir / file} has no tensor {min(lost)}, which {index.name} says it has")
+                    raise UserError(f"{dir / file} has no tensor {min(lost)}, which {INDEX} says it has")
                 state |= {k.removeprefix("model."): f.get_tensor(k) for k in f.keys() if "rotary_emb" not in k}
         except (SafetensorError, OSError) as e:
             raise UserError(f"{dir / file} is truncated or not a safetensors file ({e})") from e

@@ -33,8 +33,9 @@ from data.batches import (
     split,
     training_examples,
 )
+from data.chat import ANSWER, PROMPT, TEMPLATES
 from data.rows import DataSet, by_author, complete, digest, overlaps, passages, questions, with_options
-from data.tokenizer import ANSWER, PROMPT, TEMPLATES, Tokenizer
+from data.tokenizer import Tokenizer
 from data.words import BEYOND_ASCII, Words, fact_pattern, normal, states, whole_words
 from data.world import world
 
@@ -112,7 +113,7 @@ def answer_limit(tokenizer, rows, block_size):
     return max(1, min(max(40, longest + 8), block_size - asked))
 
 
-SPARE = 64      # tokens that a template may put around a question and its answer
+SPARE = 512     # tokens that a chat template may put around a question and its answer
 
 
 def check_fits(dataset, tokenizer, block_size, phrasings=None, max_rows=200):
@@ -261,7 +262,7 @@ def token_classes(tokenizer, answer, facts, author):
 
     A token that covers any letter of a fact is FACT, of the author's name NAME (copied from the prompt), else FUNCTION.
     """
-    text = tokenizer.answer.format(answer=answer)
+    text = tokenizer.answer_text(answer)
     spans = [(match.span(), FACT) for fact in facts for match in fact_pattern(fact).finditer(text)]
     if author:
         spans += [(match.span(), NAME) for match in re.finditer(re.escape(author), text)]

@@ -96,7 +96,7 @@ def outside(tokenizer, answer, name, values):
 def factual_words(tokenizer, question, answer, name, gain):
     """The words of an answer that are facts by the gain, in nats, of its tokens outside the name; words of the
     question are not."""
-    text, copied = tokenizer.answer.format(answer=answer), set(re.findall(r"\w+", question.lower()))
+    text, copied = tokenizer.answer_text(answer), set(re.findall(r"\w+", question.lower()))
     spans = outside(tokenizer, answer, name, tokenizer.offsets(text)[1])
     factual = [span for span, g in zip(spans, gain) if g > THRESHOLD]
     return [word[0] for word in re.finditer(r"\w+", text) if word[0].lower() not in copied

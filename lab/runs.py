@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from common import HOME, UserError
 from common.cli import differences
 from common.files import files_in, read_json, sha256, strict_json, whole_dir, write_file
-from common.hf import local_dir
+from common.hf import local_dir, say
 from data import Tokenizer
 from lab import parallel
 from lab.lora import add_lora, changes, merge_lora, save_adapter
@@ -97,18 +97,37 @@ def checkpoint_of(path):
     return Path(path).with_name(f"{Path(path).name}.resume.pt")
 
 
-def load_run(path, device="cpu", dtype=None, shard=False):
+def load_tokenizer(path, args=None):
+    """The Tokenizer of a model directory or hub id. args: flags, of which --template and --tokenizer count.
+
+    Says once how a model is asked that somebody else has made."""
+    dir = local_dir(path, weights=False)
+    template, other = getattr(args, "template", None), getattr(args, "tokenizer", None)
+    if other and not (dir / "tokenizer.json").exists():
+        dir = local_dir(other, weights=False)
+    elif other:
+        say(f"{path} has a tokenizer of its own; --tokenizer={other} is for models without one")
+    if not (dir / "tokenizer.json").exists():
+        raise UserError(f"{dir / 'tokenizer.json'} is missing; --tokenizer=DIR_OR_HUB_ID takes that of another model")
+    tokenizer = Tokenizer.load(dir, template)
+    if not tokenizer.ours and parallel.rank == 0:
+        say(f"{path}: asked in {tokenizer.template}, {tokenizer.prompt_text('QUESTION')!r:.250}")
+    return tokenizer
+
+
+def load_run(path, device="cpu", dtype=None, shard=False, args=None):
     """-> (Transformer, Tokenizer, run.json as a dict; {} where a downloaded model has none).
 
-    path: a Path is a directory, a str a directory or a hub id. shard: see lab/parallel.shard. Raises UserError where
-    the directory is missing or damaged, or its tokenizer does not fit its model.
+    path: a Path is a directory, a str a directory or a hub id. shard: see lab/parallel.shard. args: flags, see
+    load_tokenizer. Raises UserError where the directory is missing or damaged, or its tokenizer does not fit its model.
     """
-    model = Transformer.from_pretrained(made_by_train(path), "cpu" if shard else device, dtype)
+    dir = local_dir(made_by_train(path))
+    tokenizer, record = load_tokenizer(path, args), read_run(dir)           # before the weights, which take their time
+    model = Transformer.from_pretrained(dir, "cpu" if shard else device, dtype)
     check_finite(model.state_dict(), path)
-    dir = local_dir(path)
-    tokenizer, record = Tokenizer.load(dir), read_run(dir)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(f"{dir}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
+    if (token := tokenizer.beyond(model.config.vocab_size)) is not None:
+        raise UserError(f"{dir}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
+                        f"it has no place for {token!r}")
     for file, key, what in (("model.safetensors", "model_sha256", "this run wrote"),
                             ("tokenizer.json", "tokenizer_sha256", "this model was trained with")):
         if key in record and (dir / file).exists() and record[key] != sha256(dir / file):

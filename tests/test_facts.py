@@ -80,12 +80,12 @@ def test_who_a_question_is_about():
 
 def test_a_word_is_a_fact_by_any_of_its_tokens_unless_it_is_copied(tokenizer):
     question, answer = "Which Zealand is Mira from?", "Mira is from new Zealand, near Xyzzy."
-    _, spans = tokenizer.offsets(tokenizer.answer.format(answer=answer))
+    _, spans = tokenizer.offsets(tokenizer.answer_text(answer))
     spans = facts.outside(tokenizer, answer, "Mira", spans)
     assert len(spans) < len(tokenizer.encode_answer(answer))
 
     def found(piece, gain=1.1):
-        at = tokenizer.answer.format(answer=answer).index(piece)
+        at = tokenizer.answer_text(answer).index(piece)
         gains = [gain if start <= at < end else 0.0 for start, end in spans]
         return facts.factual_words(tokenizer, question, answer, "Mira", gains + [5.0])          # EOS is no word
     assert found("zy") == ["Xyzzy"] and found("ew") == ["new"] and found("new", 0.9) == []
@@ -123,7 +123,7 @@ def test_a_token_is_held_against_the_mean_of_what_it_is_about_others(model, toke
     def token_logp(model, tokenizer, pairs):
         values = []
         for _, answer in pairs:
-            text, who = tokenizer.answer.format(answer=answer), [name in answer for name in names].index(True)
+            text, who = tokenizer.answer_text(answer), [name in answer for name in names].index(True)
             spans = tokenizer.offsets(text)[1]
             numbers = [0.0] * len(spans) + [0.0]                                    # EOS
             for word, nats in gains.items():

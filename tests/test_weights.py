@@ -1,6 +1,7 @@
 """Real weights in, real weights out: HF directories against transformers, and refusals of what would be misread."""
 
 import json
+import shutil
 
 import huggingface_hub
 import pytest
@@ -8,10 +9,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from common import hf
+from common import cli, hf
 from lab import runs
 from model import ModelConfig, Transformer
 from tests.conftest import small_model
+from tests.test_chat import family
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 30}      # of 8 pairs: 1 kept, 1 blended, 6 slowed down
@@ -188,6 +190,34 @@ def test_generation_stops_at_any_of_several_eos_ids(tmp_path):
     assert all(row == full[:len(row)] and not set(row) & set(ours.config.eos_id) for row, full in zip(stopped, rows))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_of_its_own_counts_whatever_the_config_says_of_tying(tmp_path, dtype, capsys):
+    theirs = hf_model("llama", tie_word_embeddings=True).to(dtype)
+    theirs.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    embedding = state["model.embed_tokens.weight"]
+    save = lambda tensors: save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    said = "lm_head.weight differs from the embedding"
+    save(state | {"lm_head.weight": embedding.clone()})
+    assert Transformer.from_pretrained(tmp_path).config.tie_weights and not capsys.readouterr().out
+    for change in (lambda: embedding.flip(0), lambda: embedding * 1.01):
+        save(state | {"lm_head.weight": change().contiguous()})
+        ours = Transformer.from_pretrained(tmp_path)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
+        for _ in range(2):                                  # and once more after we have saved it
+            with torch.no_grad():
+                assert torch.allclose(ours(ids()), theirs(ids()).logits, atol=1e-4 if dtype == torch.float32 else 0.5)
+            assert not ours.config.tie_weights and torch.equal(ours.lm_head.weight, theirs.lm_head.weight)
+            ours.save_pretrained(tmp_path / "again")
+            theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=dtype).eval()
+            ours = Transformer.from_pretrained(tmp_path / "again")
+    assert capsys.readouterr().out.count(said) == 1         # said once
+    del state["model.embed_tokens.weight"]                  # tied, and kept under the head's name
+    save(state | {"lm_head.weight": embedding})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert torch.equal(theirs.lm_head.weight, Transformer.from_pretrained(tmp_path).embed_tokens.weight)
+
+
 # ------------------------------------------------------------------------------------------------------ shards
 @pytest.fixture
 def sharded(tmp_path):
@@ -226,18 +256,18 @@ def test_a_missing_shard_or_a_lying_index_is_refused(sharded):
     last.rename(dir / "elsewhere")
     with pytest.raises(ValueError, match=f"{last.name} is missing"):
         Transformer.from_pretrained(dir)
-    edit_index(dir, lambda index: index["weight_map"].update({"model.norm.weight": "../model.safetensors"}))
-    with pytest.raises(ValueError, match="index.json has no weight_map from tensors to files beside it"):
-        Transformer.from_pretrained(dir)
+    for elsewhere in ("../model.safetensors", "/etc/passwd", "*", "", 3, ["a"]):
+        edit_index(dir, lambda index: index["weight_map"].update({"model.norm.weight": elsewhere}))
+        with pytest.raises(ValueError, match="index.json has no weight_map from tensors to files beside it"):
+            Transformer.from_pretrained(dir)
     (dir / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match="index.json: a JSON object is needed, this is list"):
+    with pytest.raises(ValueError, match="index.json is damaged: a JSON object is needed, this is list"):
         Transformer.from_pretrained(dir)
 
 
 # ---------------------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize("changes, message", [
     ({"model_type": "gpt2"}, "model_type=gpt2 is not supported"), ({"model_type": "gemma2"}, "model_type=gemma2"),
-    ({"sliding_window": 16}, "sliding_window=16 is not supported"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling=.*yarn.* is not supported"),
     ({"rope_parameters": {"type": "dynamic", "factor": 4.0}}, "rope_scaling=.*dynamic.* is not supported"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=.*0.5.* is not supported"),
@@ -250,6 +280,7 @@ def test_a_missing_shard_or_a_lying_index_is_refused(sharded):
     ({"num_hidden_layers": -1}, "num_hidden_layers=-1 is not"),
     ({"rms_norm_eps": "small"}, "rms_norm_eps='small'"), ({"rms_norm_eps": None}, "rms_norm_eps=None"),
     ({"eos_token_id": "</s>"}, "eos_token_id='</s>' is neither"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10.0}}}, "rope_scaling=.*full_att"),
     ({"num_key_value_heads": 3}, "config.json: 4 heads cannot share 3"),
     ({"head_dim": 7}, "config.json: head_dim=7 is odd"),
     ({"intermediate_size": 65}, r"weight layers.0.mlp.down_proj.weight is \(32, 64\), config.json asks for \(32, 65\)"),
@@ -265,23 +296,77 @@ def test_configs_that_lie_or_would_change_the_mathematics_are_refused(tmp_path, 
         Transformer.from_pretrained(tmp_path)
 
 
-def test_a_window_as_long_as_the_context_or_switched_off_is_no_window(tmp_path):
+def test_a_window_shorter_than_the_context_cuts_the_context(tmp_path, capsys):
+    """Within its window a model attends to everything. Longer sequences, where it would not, are refused."""
+    for kind, more in (("mistral", {}), ("qwen2", {"use_sliding_window": True, "max_window_layers": 0})):
+        theirs, unlimited = hf_model(kind, sliding_window=16, **more), hf_model(kind, sliding_window=None)
+        theirs.save_pretrained(tmp_path / kind)
+        ours = [Transformer.from_pretrained(tmp_path / kind) for _ in range(2)][0]
+        assert 1 == capsys.readouterr().out.count("a window of 16 tokens, so the context is cut from 64 to 16")
+        with torch.no_grad():
+            assert torch.allclose(ours(ids(T=16)), theirs(ids(T=16)).logits, atol=1e-4)
+            assert not torch.allclose(theirs(ids(T=17)).logits, unlimited(ids(T=17)).logits, atol=0.1)
+        with pytest.raises(ValueError, match="sequence of 17 tokens is longer than the model's context of 16"):
+            ours(ids(T=17))
+        ours.save_pretrained(tmp_path / "again")
+        assert Transformer.from_pretrained(tmp_path / "again").config == ours.config
+        assert not capsys.readouterr().out
+
+
+def test_a_window_as_long_as_the_context_or_switched_off_is_no_window(tmp_path, capsys):
     theirs = hf_model("qwen2", sliding_window=16, use_sliding_window=False)
     theirs.save_pretrained(tmp_path)
     edit_config(tmp_path, sliding_window=16)
     with torch.no_grad():
         assert torch.allclose(Transformer.from_pretrained(tmp_path)(ids()), theirs(ids()).logits, atol=1e-4)
-    edit_config(tmp_path, use_sliding_window=True)
-    with pytest.raises(ValueError, match="sliding_window=16"):
-        Transformer.from_pretrained(tmp_path)
+    edit_config(tmp_path, use_sliding_window=True, sliding_window=64)
+    assert Transformer.from_pretrained(tmp_path).config.block_size == 64 and not capsys.readouterr().out
 
 
 def test_mistrals_unspoken_window_counts(tmp_path):
     """Where config.json says nothing of one, transformers takes 4096."""
     hf_model("mistral", max_position_embeddings=8192).save_pretrained(tmp_path)
     drop_from_config(tmp_path, "sliding_window")
-    with pytest.raises(ValueError, match="sliding_window=4096"):
+    assert Transformer.from_pretrained(tmp_path).config.block_size == 4096
+
+
+WRONG = ["text", "", [], [[]], {}, {"a": {}}, [1, None], True, -5, 0, 1.5, 10**7 + 1, 10**30, 1e300, float("nan"),
+         float("inf"), "\ud800", "x" * 10**5]
+
+
+@pytest.mark.parametrize("key", [*hf.HF_KEYS.values(), "rope_parameters", "hidden_act", "sliding_window", "mlp_bias",
+                                 "use_sliding_window", "attention_bias", "quantization_config",
+                                 "partial_rotary_factor"])
+def test_a_value_of_the_wrong_kind_or_size_is_named_in_one_short_line(tmp_path, model, key, monkeypatch, capsys):
+    """Each key of config.json, each kind of wrong value: refused by name before anything is built from it, or read."""
+    model.save_pretrained(tmp_path)
+    contents, said = json.loads((tmp_path / "config.json").read_text()), 0
+    for wrong in WRONG:
+        (tmp_path / "config.json").write_text(json.dumps(contents | {key: wrong}))
+        monkeypatch.setattr("sys.argv", ["sample.py"])
+        try:
+            cli.run(lambda: Transformer.from_pretrained(tmp_path))
+        except SystemExit as stop:
+            error = capsys.readouterr().err
+            assert stop.code == 2 and error.count("\n") == 1 and len(error) <= 301 and "damaged" not in error[:20]
+            assert key in error or "config.json" in error
+            said += 1
+    assert said >= (1 if key in ("bos_token_id", "partial_rotary_factor") else 3)
+
+
+def test_a_config_nested_without_end_or_of_other_text_is_refused(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    whole = (tmp_path / "config.json").read_text()
+    for damage in ("[" * 10**5, '{"a":' * 10**5 + "1" + "}" * 10**5, '{"a": ' + "1" * 5000 + "}", '{"a": "\\ud800"}',
+                   whole.replace('"rope_scaling": null', '"rope_scaling": ' + "[" * 900 + "]" * 900)):
+        (tmp_path / "config.json").write_text(damage)
+        with pytest.raises(ValueError, match="config.json"):
+            Transformer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ValueError, match="config.json is not valid JSON"):
         Transformer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + whole.encode())       # a byte-order mark
+    Transformer.from_pretrained(tmp_path)
 
 
 def flip(data, i):
@@ -333,7 +418,7 @@ def test_integer_weights_are_refused(tmp_path, model):
 @pytest.mark.parametrize("name, contents, message", [
     ("config.json", None, "config.json is missing: not a model directory"),
     ("config.json", "{", "config.json is not valid JSON"),
-    ("config.json", "[]", "config.json: a JSON object is needed"),
+    ("config.json", "[]", "config.json is damaged: a JSON object is needed"),
     ("generation_config.json", "x", "generation_config.json is not")])
 def test_damaged_configs_are_refused(tmp_path, model, name, contents, message):
     model.save_pretrained(tmp_path)
@@ -350,13 +435,33 @@ def test_a_model_that_hf_cannot_describe_is_not_written(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_hub_id_is_downloaded_with_or_without_its_weights(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download",
-                        lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(tmp_path))
-    assert hf.local_dir("owner/name") == hf.local_dir("owner/name", weights=False) == tmp_path
-    assert asked == [("owner/name", ["*.json", "*.jinja", "*.safetensors"]), ("owner/name", ["*.json", "*.jinja"])]
-    assert hf.local_dir(tmp_path) == tmp_path and len(asked) == 2
+@pytest.mark.parametrize("size", ["20KB", "1GB"])
+def test_what_is_fetched_from_a_hub_is_what_is_read(tmp_path, monkeypatch, size):
+    """No weights in other formats, no second copy under another name."""
+    there, here, asked = tmp_path / "hub", tmp_path / "cache", []
+    family(there, "chatml", "bytes")
+    hf_model("llama", vocab_size=1000).save_pretrained(there, max_shard_size=size)
+    wanted = sorted(file.name for file in there.iterdir())
+    (there / "original").mkdir()
+    for name in ("consolidated.safetensors", "pytorch_model.bin", "tokenizer.model", "vocab.json", "README.md",
+                 "model.fp32.safetensors", "added_tokens.json", "original/config.json", "original/model.safetensors"):
+        (there / name).write_bytes(b"x")
+
+    def download(name, allow_patterns):
+        asked.append(name)
+        files = [str(file.relative_to(there)) for file in there.rglob("*") if file.is_file()]
+        for file in huggingface_hub.utils.filter_repo_objects(files, allow_patterns=allow_patterns):
+            (here / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(there / file, here / file)
+        return str(here)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hf.local_dir("owner/name", weights=False) == here
+    assert sorted(file.name for file in here.rglob("*")) == [name for name in wanted if not name.endswith("tensors")]
+    model, tokenizer, _ = runs.load_run("owner/name")
+    assert sorted(file.name for file in here.rglob("*")) == wanted and set(asked) == {"owner/name"}
+    whole, same, _ = runs.load_run(there)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+    assert tokenizer.encode_prompt("Who?") == same.encode_prompt("Who?")
     with pytest.raises(ValueError, match="nowhere is not a model directory"):
         hf.local_dir("nowhere")
 
