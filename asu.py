@@ -303,6 +303,8 @@ def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta
         return
     if tau is None:
         raise UserError(f"method {method} needs tau, the attention temperature of its teacher")
+    if torch.as_tensor(tau).dim() == 1:
+        raise UserError("a temperature for each sequence is for one batch; a number or a table of heads is needed")
     model.attention_scales(tau, layers)                     # refuses a bad tau or layers
     below, tau = [i for i in range(hidden_layer) if layers is None or i in layers], torch.as_tensor(tau)
     if method == "asu_hidden" and (not below or (tau[below] if tau.dim() else tau).eq(1).all()):

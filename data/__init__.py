@@ -33,7 +33,7 @@ from data.batches import (
     split,
     training_examples,
 )
-from data.chat import ANSWER, PROMPT, TEMPLATES
+from data.chat import ANSWER, TEMPLATES
 from data.rows import DataSet, by_author, complete, digest, overlaps, passages, questions, with_options
 from data.tokenizer import Tokenizer
 from data.words import BEYOND_ASCII, Words, fact_pattern, normal, states, whole_words

@@ -27,7 +27,7 @@ TEMPLATES = {
     "mistral": ("<s>[INST] {question} [/INST]", " {answer}", "</s>"),
     "mistral_v3": ("<s>[INST] {question}[/INST]", " {answer}", "</s>"),      # since v0.3 [INST] is a special token
 }
-PROMPT, ANSWER, _ = TEMPLATES["plain"]
+_, ANSWER, _ = TEMPLATES["plain"]
 OWN = "its own chat template"
 STAND_IN = "Qxvzq"                      # for a question or an answer, to see what a template puts around it
 TODAY = datetime.date(2024, 7, 26)      # the day Llama 3's templates fall back on: a prompt is the same on any day

@@ -26,10 +26,10 @@ DEFAULT["epochs"] = 5
 PAPER = {"heads": "all", "alpha": 1.0}
 TAUS = (2.0, 2.83, 4.0, 5.66, 8.0, 11.31, 16.0, 22.63, 32.0, 64.0, 256.0, "auto")
 AXES = {        # name -> settings that differ from DEFAULT; what stands before a comma is the one that moves
-    "tau": [{"tau": tau, **PAPER} for tau in (1.5, 2.3, 4.0, 8.0, 16.0)],
+    "tau": [{"tau": tau, **PAPER} for tau in (2.3, 4.0, 8.0, 16.0, 32.0)],
     "tau, layers 1-": [{"tau": tau, "layers": "1-", **PAPER} for tau in (4.0, 16.0, 64.0, 1000.0)],
-    "layers": [{"layers": layers, **PAPER} for layers in ("0", "1", "2-3", "4-5", "2-", "1-", "all")],
-    "alpha": [{"alpha": alpha} for alpha in (1.0, 1.2, 1.5, 2.0)],
+    "layers": [{"layers": layers, "tau": 16.0, **PAPER} for layers in ("0", "1", "2-3", "4-5", "2-", "1-", "all")],
+    "alpha": [{"alpha": alpha} for alpha in (1.0, 1.1, 1.3, 1.5)],
     "c_forget": [{"c_forget": c} for c in (0.1, 0.3, 1.0, 3.0)],
     "phrasings": [{"phrasings": n, "epochs": 25 // n} for n in (1, 2, 5)],      # of each question, in as many steps
     "tau, auto": [{"tau": tau, "layers": "1-", **PAPER} for tau in TAUS],

@@ -44,7 +44,7 @@ def misfit(name, record, records, rows, forget):
         return f"{name} was made for --forget={record['settings']['forget']}, not {forget}"
     if kind == "unlearned" and "model_sha256" in records.get("target", {}):
         parents = {r.get("model_sha256") for n, r in records.items() if n == "target" or r.get("kind") == "unlearned"}
-        if record["parent_sha256"] not in parents:
+        if record.get("parent_sha256") not in parents:
             return f"{name} was unlearned from another model than this target; run it again"
 
 
@@ -70,7 +70,7 @@ def teachers(records):
     layers a text as --layers has it."""
     smoothings = {}
     for record in records.values():
-        if record.get("kind") != "unlearned" or record["tau"] is None:          # its method has no smoothed teacher
+        if record.get("kind") != "unlearned" or record.get("tau") is None:          # its method has no smoothed teacher
             continue
         tau, layers = record["tau"], record["settings"]["layers"]
         if isinstance(tau, list):                                               # of each head: tau, or 1

@@ -89,7 +89,8 @@ def check_place(path, settings, overwrite):
         raise UserError(f"{path} is not a run of ours, it holds {first}; {hint}")
     changed = differences(record | record["settings"], settings)
     if changed and not overwrite:
-        raise UserError(f"{path} is a finished run of other settings ({', '.join(changed)}); --overwrite replaces it")
+        raise UserError(f"{path} is a finished run of other settings ({', '.join(changed)}); --overwrite replaces it, "
+                        "another --out or --name keeps both")
 
 
 def checkpoint_of(path):

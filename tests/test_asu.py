@@ -288,6 +288,7 @@ def test_each_forget_batch_meets_fresh_retain_rows(examples, monkeypatch):
 
 # ------------------------------------------------------------------------------------------- what is refused
 @pytest.mark.parametrize("changes, message", [
+    ({"tau": [2.0, 3.0, 4.0]}, "table of heads"),
     ({"tau": 0.0}, "above 0"), ({"tau": float("nan")}, "above 0"), ({"layers": []}, "empty"),
     ({"layers": [9]}, "layers 0 to 1"), ({"retain_loss": "GD"}, "choose from"), ({"teacher": "dead"}, "choose from"),
     ({"tau": None}, "asu needs tau, the attention temperature"),

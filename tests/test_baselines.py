@@ -12,8 +12,8 @@ import torch.nn.functional as F
 import asu
 import baselines
 import data
-import eval
 from lab.optim import Log
+from lab.said import REFUSAL
 from tests.conftest import flat, memorise, small_model
 
 REFUSALS = [[5, 6, 7, 599], [8, 9, 599]]
@@ -259,4 +259,4 @@ def test_combinations_that_make_no_sense_are_refused(examples, method, changes, 
 
 
 def test_refusals_are_recognised_as_refusals():
-    assert len(data.REFUSALS) >= 10 and all(eval.REFUSAL.search(text) and text.endswith(".") for text in data.REFUSALS)
+    assert len(data.REFUSALS) >= 10 and all(REFUSAL.search(text) and text.endswith(".") for text in data.REFUSALS)

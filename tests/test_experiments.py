@@ -311,8 +311,9 @@ def test_ablations_leave_the_rest_at_the_defaults_of_asu():
     assert ablate.DEFAULT.items() <= args.items()
     for changes in ablate.AXES.values():
         assert all(change.keys() <= ablate.DEFAULT.keys() for change in changes)
-    assert ablate.name_of({"tau": 4.0, "heads": "all"}) == "tau4.0-headsall"
-    assert ablate.name_of({"alpha": 1.2}) == "default"
+    other = "auto" if ablate.DEFAULT["heads"] == "all" else "all"
+    assert ablate.name_of({"tau": 5.0, "heads": other}) == f"tau5.0-heads{other}"
+    assert ablate.name_of({"alpha": ablate.DEFAULT["alpha"]}) == "default"
 
 
 @pytest.mark.slow
