@@ -36,7 +36,7 @@ from common.cli import Parser, pick_device, positive_int, run
 from common.files import check_writable, write_file
 from common.hf import local_dir
 from data import mean_over_answers
-from experiments.trials import workers
+from experiments.processes import workers
 from lab.answers import answer_nll
 from lab.lora import add_lora
 from lab.optim import adamw, peak_mb

@@ -7,7 +7,6 @@ on where it stopped.
 import concurrent.futures
 import contextlib
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -15,7 +14,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import asu
@@ -24,6 +22,7 @@ import eval
 from common import HOME, UserError
 from common.cli import positive_int
 from common.files import write_file
+from experiments.processes import workers
 from lab.choose import smoothing
 from lab.optim import Log
 from lab.runs import load_run
@@ -138,12 +137,6 @@ def read_trial(file, spec):
     if done["spec"] != json.loads(json.dumps(spec)):
         raise UserError(f"{file} was made with other settings; remove it, or choose another --out")
     return done
-
-
-def workers(jobs):
-    """A pool of processes that share the cores out evenly. The parent's memory and threads are not theirs."""
-    return concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"),
-                                                  torch.set_num_threads, (max(1, os.cpu_count() // jobs),))
 
 
 def run_trials(specs, jobs, label, fresh=False):

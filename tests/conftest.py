@@ -1,5 +1,9 @@
 """A model and a tokenizer small enough for any test, fixed random numbers, and the main job on the tiny preset."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")           # before torch is imported: the tests share two cores
+
 import contextlib
 import io
 import sys
