@@ -453,6 +453,7 @@ def test_a_script_says_how_a_model_is_asked_and_takes_a_template_and_a_tokenizer
                                                            "--template=alpaca")
 
 
+@pytest.mark.slow
 def test_what_train_was_told_holds_for_the_runs_that_come_of_it(tmp_path, capsys):
     theirs = family(tmp_path / "hf", "chatml", "bytes")
     small_model(vocab_size=len(theirs), block_size=256).save_pretrained(tmp_path / "hf")
@@ -589,6 +590,7 @@ def smol(tmp_path_factory):
     shutil.rmtree(dir)                              # half a gigabyte, which pytest would keep
 
 
+@pytest.mark.slow
 def test_smollm2_gives_transformers_logits_and_knows_paris(smol, monkeypatch, capsys):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(smol).eval()
     ours, tokenizer = Transformer.from_pretrained(smol), Tokenizer.load(smol)
@@ -609,6 +611,7 @@ def test_smollm2_gives_transformers_logits_and_knows_paris(smol, monkeypatch, ca
     assert "Paris" in out and "<|im_end|>" not in out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_smollm2_is_tokenised_as_by_transformers(smol, authors, tmp_path):
     theirs, ours = transformers.AutoTokenizer.from_pretrained(smol), Tokenizer.load(smol)
     for text in TEXTS + [text for row in authors[0] for text in (row["question"], row["answer"])]:

@@ -144,6 +144,7 @@ def test_the_papers_utility_and_efficacy_by_hand():
 SIX = (TINY, "--max_rows=6")
 
 
+@pytest.mark.slow
 def test_the_report_has_mu_and_fe_with_both_networks_and_says_what_is_missing_with_one(out, tmp_path, encoder, capsys):
     shutil.copytree(out, tmp_path / "out")
     flags, report = (f"--out={tmp_path / 'out'}", f"--encoder={encoder}"), tmp_path / "out/report.json"
@@ -186,6 +187,7 @@ def test_networks_that_are_none_get_one_line(out, tmp_path, encoder, monkeypatch
     assert "--encoder needs the package transformers" in error
 
 
+@pytest.mark.slow
 def test_transformers_is_imported_only_when_asked_for():
     code = "import sys, eval; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=HOME).returncode == 0

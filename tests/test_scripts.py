@@ -408,6 +408,7 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(tmp_path, interru
         assert "asu_gd.resume.pt is damaged" in refused(capsys, asu, *interrupted, "--resume")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_used(tmp_path, interrupted, capsys):
     """Each with a hash that is right."""
     file = tmp_path / "asu_gd.resume.pt"

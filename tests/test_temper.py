@@ -60,6 +60,7 @@ def test_no_authors_row_is_ever_tempered(out, tmp_path, monkeypatch):
         assert sum(e.stranger for e in seen[name]) == len(seen[name]) - len(own) == len(authors) // 2
 
 
+@pytest.mark.slow
 def test_the_same_temper_gives_the_same_bytes_and_another_others(tmp_path):
     small = [TINY, "--base_rows=64", "--n_authors=10", "--phrasings=1"]
     weights = {}
