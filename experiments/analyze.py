@@ -16,7 +16,6 @@ Intervals are 95%, bootstrap over questions. The questions are training phrasing
 others.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ import data
 import eval
 from common import UserError
 from common.cli import Parser, layer_numbers, pick_device, positive_int, run, whole
-from common.files import check_writable, write_file
+from common.files import check_writable, strict_json, write_file
 from experiments import figures
 from lab import choose, entries
 from lab.answers import answer_nll
@@ -246,7 +245,7 @@ def questions(dataset, args):
         rows = [row for row in dataset.sets[part] if row["facts"] and data.states(row["answer"], row["facts"])]
         if not rows:
             raise UserError(f"--data={args.data}: rows whose answers state facts (key facts) are needed")
-        sets[part] = rows[::-(-len(rows) // args.max_rows)]
+        sets[part] = data.evenly(rows, args.max_rows)
     if args.row >= len(sets["forget"]):
         raise UserError(f"--row={args.row}: there are {len(sets['forget'])} forget questions, from 0 on")
     return sets
@@ -306,15 +305,8 @@ def main():
     report |= measure(models, tokenizer, sets, slot_values, smoothed, at, tau, args.row)
     for part, plot in FIGURES.items():
         plot(report[part], folder / f"{part}.png", tau)
-    write_file(folder / "analyze.json", json.dumps(finite(report), indent=1) + "\n")
+    write_file(folder / "analyze.json", strict_json(report))
     print(summary(report) + f"\nwritten: {folder}/analyze.json and figures")
-
-
-def finite(x):
-    """nan, of a class without tokens, becomes null: JSON knows no nan."""
-    if isinstance(x, dict):
-        return {k: finite(v) for k, v in x.items()}
-    return [finite(v) for v in x] if isinstance(x, list) else None if x != x else x
 
 
 def summary(report):

@@ -105,7 +105,7 @@ def trial(spec):
             tau, layers = smoothing(model, tokenizer, dataset.forget, dataset, args.tau, args.layers, args.heads,
                                     args.phrasings)
             teacher = {"tau": tau, "layers": layers}
-    sets = {name: rows[::-(-len(rows) // spec["max_rows"])] for name, rows in dataset.sets.items()}
+    sets = {name: data.evenly(rows, spec["max_rows"]) for name, rows in dataset.sets.items()}
     slot_values = data.slot_values([row for rows in dataset.sets.values() for row in rows])
     result, values, _ = eval.measure(model, tokenizer, sets, dataset.holdout[:spec["max_rows"]], slot_values, teacher)
     result["cost"] = {k: record.get(k) for k in ("seconds", "peak_mb", "tokens", "steps")}

@@ -1,6 +1,6 @@
 """What a run will take, by component, without loading a weight: --plan of train.py and asu.py.
 
-One step of the longest rows is run on tensors without contents (PyTorch's FakeTensorMode), and every storage that
+Two steps of the longest rows are run on tensors without contents (PyTorch's FakeTensorMode), and every storage that
 comes to life is counted until it is freed: no formula for activations that could be wrong about a loss, a flag or a
 kernel. On a GPU the sum is what its allocator hands out at most; on a CPU the C library keeps some freed memory for
 itself, and bfloat16 kernels theirs: a run takes up to a third more.
@@ -77,8 +77,8 @@ class Live(TorchDispatchMode):
 def components(config, device, dtype, args, train):
     """What training a model of this config takes -> {component: bytes}.
 
-    args: its flags lora, checkpointing. train(model, log) takes two steps on the longest rows, for in the second the
-    optimizer has its state. A tensor without contents has no value; where a loop asks for one it is told 0."""
+    args: its flags lora, checkpointing. train(model, log) takes two steps on the longest rows, because the optimizer
+    has its state in the second. A tensor without contents has no value; where a loop asks for one it is told 0."""
     taken = {} if device.type == "cuda" else {"Python and libraries": resident()}
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
         torch.set_default_dtype(dtype)

@@ -2,17 +2,15 @@
 
 import json
 import math
-import sys
 
 import pytest
 import torch
 
 import asu
 import data
-from common import cli
 from lab import choose, runs
 from lab.answers import answer_nll
-from tests.conftest import memorise, small_model
+from tests.conftest import call, memorise, refused, small_model
 
 TINY = ("@config/tiny.args", "--epochs=1")
 
@@ -136,29 +134,16 @@ def test_rows_without_facts_are_refused(memoriser, tokenizer, rows):
 
 
 # ------------------------------------------------------------------------------------------- the command line
-def call(monkeypatch, *flags):
-    monkeypatch.setattr(sys, "argv", ["asu.py", *TINY, *flags])
-    cli.run(asu.main)
-
-
-def refused(monkeypatch, capsys, *flags):
-    with pytest.raises(SystemExit) as stop:
-        call(monkeypatch, *flags)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1
-    return error
-
-
 def test_the_chosen_tau_is_the_one_that_is_used_and_recorded(memoriser, tokenizer, tmp_path, monkeypatch, capsys,
                                                              cheap_words):
     runs.save_run(tmp_path / "target", memoriser, tokenizer, {})
-    call(monkeypatch, f"--out={tmp_path}", "--tau=auto", "--layers=all")
+    call(asu, *TINY, f"--out={tmp_path}", "--tau=auto", "--layers=all")
     printed = capsys.readouterr().out
     record = runs.read_run(tmp_path / "asu_gd")
     tau = record["tau"]
     assert tau in choose.TAUS and tau > 1 and record["settings"]["tau"] == "auto"
     assert f"tau=auto: {tau:g}, which" in printed
-    call(monkeypatch, f"--out={tmp_path}", f"--tau={tau}", "--layers=all", "--name=by_hand")
+    call(asu, *TINY, f"--out={tmp_path}", f"--tau={tau}", "--layers=all", "--name=by_hand")
     by_hand = runs.read_run(tmp_path / "by_hand")
     assert by_hand["model_sha256"] == runs.read_run(tmp_path / "asu_gd")["model_sha256"]
     assert by_hand["settings"]["tau"] == tau
@@ -170,17 +155,17 @@ def test_data_without_holdout_takes_other_peoples_names(memoriser, tokenizer, tm
     data.load(out=tmp_path, n_authors=20)
     folder = tmp_path / "data/authors_20_seed0"
     (folder / "holdout.json").unlink()
-    call(monkeypatch, f"--out={tmp_path}", f"--data={folder}", "--tau=auto")
+    call(asu, *TINY, f"--out={tmp_path}", f"--data={folder}", "--tau=auto")
     assert runs.read_run(tmp_path / "asu_gd")["tau"] > 1
     for part in ("forget10", "retain90"):
         lines = [json.loads(line) | {"author": ""} for line in (folder / f"{part}.json").read_text().splitlines()]
         (folder / f"{part}.json").write_text("\n".join(map(json.dumps, lines)))
     capsys.readouterr()
-    assert "people the model never met" in refused(monkeypatch, capsys, f"--out={tmp_path}", f"--data={folder}",
+    assert "people the model never met" in refused(capsys, asu, *TINY, f"--out={tmp_path}", f"--data={folder}",
                                                    "--tau=auto", "--overwrite")
 
 
 def test_mistakes_get_one_line(memoriser, tokenizer, tmp_path, monkeypatch, capsys):
     runs.save_run(tmp_path / "target", memoriser, tokenizer, {})
     where = f"--out={tmp_path}"
-    assert "atuo is not a number above 0, nor auto" in refused(monkeypatch, capsys, where, "--tau=atuo")
+    assert "atuo is not a number above 0, nor auto" in refused(capsys, asu, *TINY, where, "--tau=atuo")
