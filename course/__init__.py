@@ -15,8 +15,8 @@ PROBLEMS = {
     5: [("eval.py", "truth_ratio"), ("eval.py", "forget_truth_ratio"), ("eval.py", "utility_truth_ratio"),
         ("eval.py", "extraction_strength"), ("eval.py", "gap"), ("course/answers.py", "bad_method_that_wins")],
     6: [("lab/choose.py", "worth"), ("lab/choose.py", "tau_auto"), ("lab/choose.py", "choose_heads")],
-    7: [("course/answers.py", "relearnt"), ("course/answers.py", "leak_at_k"), ("course/answers.py", "quantised"),
-        ("course/answers.py", "worst_excess")],
+    7: [("lab/recover.py", "halves"), ("lab/recover.py", "relearned"), ("lab/recover.py", "leak_at_k"),
+        ("lab/recover.py", "quantised"), ("course/answers.py", "worst_excess")],
     8: [("course/method.py", "loss"), ("course/method.py", "settings")],
 }
 

@@ -20,6 +20,7 @@ class Draw:
     def __init__(self, seed, test):
         self.rng = random.Random(f"{seed} {test}")
         self.number = self.rng.randrange(2**31)
+        self.world = random.Random(f"{seed} world").randrange(10**6)        # one for all tests of a file
         self.generator = torch.Generator().manual_seed(self.number)
 
     def sizes(self, n, low=3, high=14):

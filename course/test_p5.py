@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import eval
-from course.checking import check, close
 from course.answers import bad_method_that_wins
+from course.checking import check, close
 
 
 def losses(draw):
