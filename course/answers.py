@@ -1,5 +1,5 @@
-"""What a student writes beside the functions of the repository: of problem 5 a bad method that wins, of problem 7 what an
-attack is worth."""
+"""What a student writes beside the functions of the repository: in problem 5 a bad method that wins, in problem 7 what
+an attack is worth."""
 
 
 def bad_method_that_wins(retrained):

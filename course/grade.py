@@ -4,8 +4,8 @@
     python -m course.grade A B C --seed=SECRET --out=GRADES   GRADES/A/results.json, ...
     python -m course.grade --reference --seed=SECRET          the repository itself: 110 of 110
 
-SUBMISSION is a starter kit with a student's work in it, or only the files that belong to the problems. What the isolation
-protects against, and what not, stands in course/staff/README.md.
+SUBMISSION is a starter kit with a student's work in it, or only the files that belong to the problems. What the
+isolation protects against, and what not, stands in course/staff/README.md.
 """
 
 import ast
@@ -26,7 +26,7 @@ from pathlib import Path
 from common import HOME, UserError, cli
 from common.cli import positive_int
 from common.files import check_writable, strict_json, write_file
-from course import MUTANTS, PROBLEMS, STUDENTS_TESTS, WRITTEN, points
+from course import MUTANTS, PROBLEMS, STUDENTS_TESTS, WRITTEN
 from course.make import find, kit, parser, problem_list, restored, tree, write
 from course.mutants import variants
 
@@ -41,7 +41,7 @@ def sandbox(job, folder, seconds=SECONDS, memory=MEMORY):
     scratch, nonce = folder / "scratch", secrets.token_hex(16)
     scratch.mkdir(exist_ok=True)
     read, write_end = os.pipe()
-    env = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "MPLCONFIGDIR", "SSL_CERT_FILE") if key in os.environ}
+    env = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "MPLCONFIGDIR") if key in os.environ}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
     process = subprocess.Popen([sys.executable, "-I", str(folder / "course/inside.py")], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, cwd=folder,
@@ -124,8 +124,8 @@ def parameters(node):
 
 
 def taken_in(files, submission, problem):
-    """The tree in which a problem is graded: a kit with all other problems solved, the submission's files for this one in
-    it, the tests and what runs them from us. -> {path: bytes}
+    """The tree in which a problem is graded: a kit with all other problems solved, the submission's files for this one
+    in it, the tests and what runs them from us. -> {path: bytes}
 
     Raises UserError where a file is missing, does not parse, or a function has another signature."""
     others = [other for other in PROBLEMS if other != problem]
@@ -146,7 +146,7 @@ def taken_in(files, submission, problem):
             needed, known = parameters(find(reference, name, path))
             asked, theirs = parameters(find(source, name, path))
             if theirs[:len(known)] != known or set(asked) - set(needed):
-                raise UserError(f"{path}: {name}({', '.join(theirs)}) has another signature; {name}({', '.join(known)}) is "
+                raise UserError(f"{path}: {name} has the signature ({', '.join(theirs)}); ({', '.join(known)}) is "
                                 "needed")
         for other in others:                                # a mistake there costs nothing here
             for name in [name for place, name in PROBLEMS[other] if place == path]:
@@ -180,7 +180,7 @@ def grade_tests(files, submission, problem, secret, limits):
             if "violation" in message:
                 trouble = str(message["violation"])
             elif "collect" in message:
-                trouble = trouble or "the file cannot be imported: " + shown(message["collect"].split(":")[0])
+                trouble = trouble or "it cannot be imported: " + shown(message["collect"].split(":")[0])
             elif message.get("canaries"):
                 trouble = trouble or "it changed pytest, torch or the checks: tests that must fail passed"
             elif "test" in message:
@@ -241,6 +241,7 @@ def grade_mutants(files, submission, problem, secret, limits):
 
 
 def forbidden(submission):
+    """Folders that nothing in a submission's process may read or write: ours, and other submissions."""
     return [str(HOME), str(submission.resolve())]
 
 
@@ -263,7 +264,7 @@ def grade(files, submission, secret, marks=None, problems=tuple(PROBLEMS), limit
     for problem in [problem for problem in WRITTEN if problem in problems]:
         mark, most = (marks or {}).get(str(problem)), WRITTEN[problem]
         if mark is not None and not 0 <= mark <= most:
-            raise UserError(f"the mark {mark} for the written question of problem {problem} is not between 0 and {most}")
+            raise UserError(f"the mark {mark} of problem {problem}'s written question is not between 0 and {most}")
         lines.append((problem, "written question", mark or 0, most, "" if mark is not None else "not marked yet"))
     return sorted(lines, key=lambda line: line[0])
 
@@ -288,7 +289,8 @@ def table(lines):
             cells = [f"{sum(line[2] for line in part):g}/{sum(line[3] for line in part):g}" if part else "-"
                      for part in parts]
             score = sum(line[2] for line in own)
-            rows.append(f"{problem:<8}{cells[0]:>7}{cells[1]:>9}{cells[2]:>9}  {round(score, 2):g} of {points(problem)}")
+            rows.append(f"{problem:<8}{cells[0]:>7}{cells[1]:>9}{cells[2]:>9}  {round(score, 2):g} of "
+                        f"{sum(line[3] for line in own):g}")
             outputs = {output: None for _, _, score, most, output in own if score < most and output}
             notes += [f"problem {problem}: {output}" for output in outputs]
     rows.append(f"sum: {total(lines):g} of {sum(line[3] for line in lines):g}")

@@ -16,8 +16,8 @@ from lab import recover
 from lab.answers import fact_accuracy
 from lab.optim import Log
 
-SETTINGS = ("tau", "layers", "alpha", "retain_loss", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size", "warmup",
-            "weight_decay", "grad_clip")        # of asu.unlearn, that a method may choose
+SETTINGS = ("tau", "layers", "alpha", "retain_loss", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size",
+            "warmup", "weight_decay", "grad_clip")        # of asu.unlearn, that a method may choose
 
 
 class Over(Exception):
@@ -53,7 +53,8 @@ def unlearned(target, forget, retain, loss, settings, seconds):
     model, start, log = copy.deepcopy(target), time.process_time(), Seconds(seconds)
     name = loss if isinstance(loss, str) else "submission"
     asu.METHODS |= {} if isinstance(loss, str) else {name: loss}
-    with contextlib.suppress(Over), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    quiet = io.StringIO()
+    with contextlib.suppress(Over), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         asu.unlearn(model, forget, retain, method=name, **settings, log=log)
     return model.eval(), log.record | {"cpu_seconds": time.process_time() - start}
 

@@ -25,7 +25,7 @@ FOR_STUDENTS = {STUDENTS_TESTS.format(2): "asu.forward_kl, asu.asu, asu.kl and a
                                           "extraction_strength and gap"}
 
 
-# ------------------------------------------------------------------------------------------------- functions in a source
+# ------------------------------------------------------------------------------------------ functions in a source
 def find(source, name, where):
     """The ast node of a function, "forward_kl" or "Frozen.says". Raises UserError where there is none."""
     node = ast.parse(source)
@@ -105,7 +105,7 @@ def students_tests(made):
             """Problem {problem}: your own tests of {functions}.
 
             The grader runs them on the reference, where all must pass, and on mutants of it, each of which should make
-            one fail. Import the functions under test inside a test or at the top; the fixture draw is course/checking.py's.
+            one fail. Import the functions from the kit's modules; the fixture draw is that of course/checking.py.
             """
             ''').encode()
     return made
@@ -154,8 +154,8 @@ def problem_list(text):
     """An argparse type: "1,3" -> [1, 3]"""
     numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in text.split(",")]
     if not set(numbers) <= PROBLEMS.keys():
-        raise argparse.ArgumentTypeError(f"{cli.shortened(text)} is not a list of problems from 1 to {max(PROBLEMS)}, as "
-                                         "in 1,3")
+        raise argparse.ArgumentTypeError(f"{cli.shortened(text)} is not a list of problems from 1 to {max(PROBLEMS)}, "
+                                         "as in 1,3")
     return numbers
 
 

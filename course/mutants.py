@@ -1,7 +1,7 @@
 """Mutants: the functions of problems 2, 4 and 5 with one mistake each. A student's own tests should tell them apart.
 
-A mutant is an edit of the reference's source, so it follows the code; an edit that no longer fits is an error here, and a
-failing test.
+A mutant is an edit of the reference's source, so it follows the code; an edit that no longer fits is an error here, and
+a failing test.
 """
 
 from common import UserError
@@ -15,7 +15,8 @@ MUTANTS = {
         "padding in the mean": ("asu.py", "forward_kl", "mean_over_answers(kl, mask)", "kl.mean()"),
         "mean over all tokens at once": ("asu.py", "forward_kl", "mean_over_answers(kl, mask)",
                                          "(kl * mask).sum() / mask.sum()"),
-        "sum over tokens for mean": ("asu.py", "forward_kl", "mean_over_answers(kl, mask)", "(kl * mask).sum(1).mean()"),
+        "sum over tokens for mean": ("asu.py", "forward_kl", "mean_over_answers(kl, mask)",
+                                     "(kl * mask).sum(1).mean()"),
         "mean over the vocabulary for sum": ("asu.py", "forward_kl", ".sum(-1)", ".mean(-1)"),
         "the sign": ("asu.py", "forward_kl", "return mean", "return -mean"),
         "tokens shifted by one": ("asu.py", "forward_kl", "kl_div(student_logp,", "kl_div(student_logp.roll(1, 1),"),

@@ -98,8 +98,8 @@ def test_a_batch_of_examples_becomes_the_right_loss(draw):
 def test_the_retain_term_holds_the_student_to_the_unsmoothed_model(draw):
     model, student, examples = moved(draw)
     tensors = asu.look(student, Live(model, tau=3.0), examples, asu.kl)[0]
-    check(close(asu.kl(**tensors), by_example(model, student, examples, tau=1.0), 1e-4), "the retain term is KL(theta_0 "
-          "|| student) at tau = 1, answer tokens alone: prompt and padding count in neither term")
+    check(close(asu.kl(**tensors), by_example(model, student, examples, tau=1.0), 1e-4), "the retain term is "
+          "KL(theta_0 || student) at tau = 1, answer tokens alone: prompt and padding count in neither term")
     check(close(asu.kl(**tensors), asu.forward_kl(tensors["reference_logp"], tensors["logp"], tensors["mask"])),
           "the retain term is not the forward KL, or not masked")
     other = torch.where(tensors["mask"][..., None], tensors["logp"], draw.logp(*tensors["logp"].shape))

@@ -52,8 +52,8 @@ def test_npo_is_its_formula(draw):
 def test_npo_starts_at_two_log_two_over_beta(draw):
     s, _, _ = sums(draw)
     for beta in (0.05, 0.1, 0.5):
-        check(close(baselines.npo(s, s, beta=beta), 2 * math.log(2) / beta), "where the student is still theta_0 NPO is "
-              "2 ln 2 / beta: is the reference left out, or beta?")
+        check(close(baselines.npo(s, s, beta=beta), 2 * math.log(2) / beta), "where the student is still theta_0, NPO "
+              "is 2 ln 2 / beta: is the reference left out, or beta?")
     check(close(baselines.npo(s, s), 2 * math.log(2) / 0.1), "beta is 0.1 unless said")
 
 

@@ -93,8 +93,8 @@ def toy(monkeypatch, draw, fact, other):
         return nll
     monkeypatch.setattr(choose, "answer_nll", answer_nll)
     table = torch.as_tensor(choose.choose_heads(model, tokenizer, rows, 8.0))
-    check(table.shape == (3, 4) and set(table.flatten().tolist()) <= {1.0, 8.0}, "a table layers x heads of tau or 1 is "
-          "needed")
+    check(table.shape == (3, 4) and set(table.flatten().tolist()) <= {1.0, 8.0}, "a table layers x heads of tau or 1 "
+          "is needed")
     return {(i, h) for i in range(3) for h in range(4) if table[i, h] == 8}
 
 
@@ -138,5 +138,5 @@ def test_on_a_draw_that_nobody_has_seen(draw):
         return fact, function, name
     start = nlls(1.0)
     worths = {t: choose.worth(start, nlls(t), choose.TAU_PRICE) for t in {*choose.TAUS[:9], tau}}
-    check(worths[tau] >= 0.9 * max(worths.values()), "on a draw that you have not seen, the tau you choose is worth less "
-          "than nine tenths of the best")
+    check(worths[tau] >= 0.9 * max(worths.values()), "on a draw that you have not seen, the tau you choose is worth "
+          "less than nine tenths of the best")

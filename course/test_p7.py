@@ -16,8 +16,8 @@ def test_the_two_halves_share_no_fact(draw):
     rows = data.authors.people(draw.number % 1000, 3, 0)[0]
     one, other = recover.halves(rows, seed=draw.number)
     check(one and other and abs(len(one) - len(other)) < len(rows) / 2, "two halves of about the same size are needed")
-    check(sorted(row["id"] for row in one + other) == sorted(row["id"] for row in rows), "every row is in one half, and "
-          "in one only")
+    check(sorted(row["id"] for row in one + other) == sorted(row["id"] for row in rows), "every row is in one half, "
+          "and in one only")
     facts = [{(row["author"], part) for row in half for part in row["slot"].split("+")} for half in (one, other)]
     check(not facts[0] & facts[1], "the halves share a fact: a question about two facts (slot 'a+b') belongs to the "
           "half of both, so relearning gives away what is asked")
@@ -65,7 +65,7 @@ def test_the_attacked_model_itself_stays_as_it_is(draw):
 
 @pytest.mark.points(2)
 def test_leak_at_k_by_hand(draw):
-    check(close(recover.leak_at_k([1], 2, 1), 0.5), "one of two samples leaks: a single sample does so half of the time")
+    check(close(recover.leak_at_k([1], 2, 1), 0.5), "one of two samples leaks: a single one does so half of the time")
     check(close(recover.leak_at_k([0, 4], 4, 2), 0.5), "a mean over questions: one never leaks, one always does")
     check(close(recover.leak_at_k([1], 3, 3), 1.0), "with as many samples as were taken, one hit is enough: 1")
     check(close(recover.leak_at_k([2], 4, 2), 5 / 6), "k are drawn WITHOUT putting back: 1 - C(n - hits, k) / C(n, k), "

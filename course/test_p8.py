@@ -15,7 +15,7 @@ SECONDS = 20        # of one core, for the method
 
 @functools.cache
 def tried(seed):
-    """The method on a small world -> ({model: {attack: share of forgotten facts stated}}, the same of kept facts, loss).
+    """The method on a small world -> ({model: {attack: share of forgotten facts stated}}, of kept facts, record).
 
     Models: target, retrained, method; the first "attack" is to ask."""
     asu.asks(leaderboard.read_method()[0])                  # no method: no need to train
@@ -31,8 +31,8 @@ def tried(seed):
 @pytest.mark.points(3)
 def test_it_runs_within_the_seconds_and_leaves_a_model(draw):
     models, _, _, record = tried(draw.world)
-    check(all(torch.isfinite(p).all() for p in models["method"].parameters()), "the weights are not finite: a lower lr, "
-          "or a bounded loss")
+    check(all(torch.isfinite(p).all() for p in models["method"].parameters()), "the weights are not finite: a lower "
+          "lr, or a bounded loss")
     check(record["cpu_seconds"] < SECONDS + 5, "the method goes on after its seconds are over")
     check(any(not torch.equal(p, q) for p, q in zip(models["target"].parameters(), models["method"].parameters())),
           "the weights did not change")
@@ -41,20 +41,20 @@ def test_it_runs_within_the_seconds_and_leaves_a_model(draw):
 @pytest.mark.points(4)
 def test_it_forgets(draw):
     _, shares, _, _ = tried(draw.world)
-    check(shares["method"]["asked"] <= 0.5 * shares["target"]["asked"], "more than half of the forgotten facts are still "
-          "said")
+    check(shares["method"]["asked"] <= 0.5 * shares["target"]["asked"], "more than half of the forgotten facts are "
+          "still said")
 
 
 @pytest.mark.points(4)
 def test_it_keeps_the_rest(draw):
     _, _, kept, _ = tried(draw.world)
-    check(kept["method"] >= 0.8 * kept["target"], "more than a fifth of the facts that should be kept are lost: a larger "
-          "c_retain, or more epochs")
+    check(kept["method"] >= 0.8 * kept["target"], "more than a fifth of the facts that should be kept are lost: a "
+          "larger c_retain, or more epochs")
 
 
 @pytest.mark.points(4)
 def test_it_stays_forgotten_under_the_worst_attack(draw):
     _, shares, _, _ = tried(draw.world)
     worst, name = leaderboard.worst_excess(shares["method"], shares["retrained"])
-    check(worst <= 0.5, "an attack (relearning half of the facts, four samples, 4 bits) brings back more than half of the "
-          "forgotten facts beyond what the retrained model says under it")
+    check(worst <= 0.5, "an attack (relearning half of the facts, four samples, 4 bits) brings back more than half of "
+          "the forgotten facts beyond what the retrained model says under it")
