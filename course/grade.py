@@ -32,6 +32,7 @@ from course.mutants import variants
 
 SECONDS, MEMORY = 240, 8192         # of a problem: seconds on the clock, MB of address space (torch alone takes 3000)
 OUTPUT = 2_000_000                  # bytes that a problem's process may print
+EVALUATES = 5, 8                    # problems whose tests import eval.py
 EACH = 60                           # seconds of a student's own tests on one mutant
 
 
@@ -174,7 +175,8 @@ def grade_tests(files, submission, problem, secret, limits):
         made = taken_in(files, submission, problem)
         with tempfile.TemporaryDirectory(prefix="course-") as folder:
             write(made, Path(folder))
-            job = {"kind": "tests", "file": path, "seed": seed_of(secret, problem), "forbidden": forbidden(submission)}
+            job = {"kind": "tests", "file": path, "seed": seed_of(secret, problem), "forbidden": forbidden(submission),
+                   "evaluates": problem in EVALUATES}
             messages, trouble = sandbox(job, Path(folder), **limits)
         for message in messages:
             if "violation" in message:
@@ -222,7 +224,7 @@ def grade_mutants(files, submission, problem, secret, limits):
     with tempfile.TemporaryDirectory(prefix="course-") as folder:
         write(tree, Path(folder))
         job = {"kind": "variants", "file": path, "seed": seed_of(secret, problem), "variants": made, "each": EACH,
-               "forbidden": forbidden(submission)}
+               "forbidden": forbidden(submission), "evaluates": problem in EVALUATES}
         messages, why = sandbox(job, Path(folder), **limits)
     if why or any("violation" in message for message in messages):
         return nothing(f"{path}: " + (why or next(m["violation"] for m in messages if "violation" in m)))

@@ -23,8 +23,10 @@ def tried(seed):
     models = {"target": memorised(tokenizer, forget + retain, seed), "retrained": memorised(tokenizer, retain, seed)}
     both = [data.training_examples(tokenizer, rows, 1) for rows in (forget, retain)]
     models["method"], record = leaderboard.unlearned(models["target"], *both, *leaderboard.read_method(), SECONDS)
-    shares = {name: leaderboard.attacked(model, tokenizer, forget, phrasings=1) for name, model in models.items()}
-    kept = {name: leaderboard.stated(model, tokenizer, retain) for name, model in models.items()}
+    shares = {name: {attack: right.mean() for attack, right in
+                     leaderboard.attacked(model, tokenizer, forget, phrasings=1).items()}
+              for name, model in models.items()}
+    kept = {name: leaderboard.stated(model, tokenizer, retain).mean() for name, model in models.items()}
     return models, shares, kept, record
 
 

@@ -68,7 +68,8 @@ def test_the_handout_names_every_function_command_and_number_of_points():
 # -------------------------------------------------------------------------------------------------- the starter kit
 def test_a_body_is_replaced_and_its_signature_docstring_and_neighbours_stay():
     source = ('import a\n\n\n@deco\ndef f(x,\n      y=1):\n    """Doc\n    string."""\n    # why\n    return x\n\n\n'
-              'class C:\n    def g(self):\n        return 1\n\n    def h(self):\n        """Doc."""\n        return 2\n')
+              'class C:\n    def g(self):\n        return 1\n\n    def h(self):\n'
+              '        """Doc."""\n        return 2\n')
     assert blanked(source, "f", 3, "m.py") == source.replace(
         "    # why\n    return x\n", '    raise NotImplementedError("problem 3: f")\n')
     assert blanked(source, "C.g", 3, "m.py") == source.replace(

@@ -31,9 +31,9 @@ HOSTILE = {         # what stands at the top of the submitted file -> what the g
                         "def fake(cls, item, call):\n    report = true(cls, item, call)\n"
                         "    report.outcome = 'passed'\n    return report\n"
                         "TestReport.from_item_and_call = classmethod(fake)", "it changed pytest, torch or the checks"),
-    "results made up": ("import json, os\nline = json.dumps({'end': True, 'nonce': 0, 'canaries': []}).encode() + b'\\n'\n"
-                        "for fd in range(3, 30):\n    try:\n        os.write(fd, line)\n    except OSError:\n"
-                        "        pass\nos._exit(0)", "it ended early"),
+    "results made up": ("import json, os\nline = json.dumps({'end': True, 'nonce': 0, 'canaries': []}).encode()\n"
+                        "for fd in range(3, 30):\n    try:\n        os.write(fd, line + b'\\n')\n"
+                        "    except OSError:\n        pass\nos._exit(0)", "it ended early"),
     "killing the grader": ("import os\nos.kill(os.getppid(), 9)", "it called os.kill"),
 }
 
