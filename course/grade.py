@@ -219,6 +219,8 @@ def grade_mutants(files, submission, problem, secret, limits):
         return [(f"mutant: {name}", 0, each, why) for name in lines]
     if not file.is_file():
         return nothing(f"{path} is missing")
+    if b"def test" not in file.read_bytes():
+        return nothing(f"{path} has no test")
     tree = {name: content for name, content in kit(files, PROBLEMS).items() if name.endswith((".py", ".toml"))}
     tree |= {name: files[name] for name in ("course/inside.py", "course/canary.py")} | {path: file.read_bytes()}
     with tempfile.TemporaryDirectory(prefix="course-") as folder:

@@ -119,12 +119,14 @@ def tests(job, tell):
 
 def variants(job, tell):
     """One file of tests on the code as it is and on each mutant, each in a process of its own."""
+    for module in {module for module, _ in job["variants"].values()} - {""}:
+        importlib.import_module(module)                     # ours, whole; only the tests are not, and they come later
     for name, (module, code) in job["variants"].items():
         child = os.fork()
         if child == 0:
             try:
                 if code:
-                    module = importlib.import_module(module)
+                    module = sys.modules[module]
                     exec(compile(code, module.__file__, "exec"), module.__dict__)
                 shut(job, tell)
                 outcomes = []

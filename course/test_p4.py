@@ -125,3 +125,6 @@ def test_ceu_asks_for_the_students_own_distribution_without_the_true_token(draw)
     check(close(at_truth, (-true(z, target)).exp() * share), "the gradient in z_y must be p(y): is the target "
           "distribution held fixed (detach), and p(y) 0 in it?")
     check(close(slope.sum(-1), torch.zeros_like(at_truth), 1e-4), "the target distribution does not sum to 1")
+    others = z.scatter(-1, target[..., None], -math.inf).softmax(-1)
+    check(close(slope, (z.softmax(-1) - others) * share[..., None]), "a gradient runs through the target distribution: "
+          "hold it fixed (detach)")
