@@ -9,6 +9,7 @@ isolation protects against, and what not, stands in course/staff/README.md.
 """
 
 import ast
+import collections
 import concurrent.futures
 import contextlib
 import hashlib
@@ -32,6 +33,7 @@ from course.mutants import variants
 
 SECONDS, MEMORY = 240, 8192         # of a problem: seconds on the clock, MB of address space (torch alone takes 3000)
 OUTPUT = 2_000_000                  # bytes that a problem's process may print
+ALIVE = "your tests pass on a mutant"
 EVALUATES = 5, 8                    # problems whose tests import eval.py
 EACH = 60                           # seconds of a student's own tests on one mutant
 
@@ -240,7 +242,7 @@ def grade_mutants(files, submission, problem, secret, limits):
     graded = []
     for name in lines:
         killed = name not in outcomes or outcomes[name]["passed"] < reference["tests"]       # stopped: killed as well
-        graded.append((f"mutant: {name}", each * killed, each, "" if killed else "your tests pass on this mutant"))
+        graded.append((f"mutant: {name}", each * killed, each, "" if killed else ALIVE))
     return graded
 
 
@@ -284,16 +286,18 @@ def table(lines):
     rows, notes = ["problem   tests  mutants  written  points"], []
     for problem in PROBLEMS:
         own = [line for line in lines if line[0] == problem]
-        if own:
+        if own:                                             # t: tests, m: mutants, w: the written question
             parts = [[line for line in own if line[1].startswith("mutant: ") == (kind == "m") and
                       (line[1] == "written question") == (kind == "w")] for kind in "tmw"]
-            cells = [f"{sum(line[2] for line in part):g}/{sum(line[3] for line in part):g}" if part else "-"
-                     for part in parts]
-            score = sum(line[2] for line in own)
-            rows.append(f"{problem:<8}{cells[0]:>7}{cells[1]:>9}{cells[2]:>9}  {round(score, 2):g} of "
+            cells = [f"{total(part):g}/{sum(line[3] for line in part):g}" if part else "-" for part in parts]
+            rows.append(f"{problem:<8}{cells[0]:>7}{cells[1]:>9}{cells[2]:>9}  {total(own):g} of "
                         f"{sum(line[3] for line in own):g}")
-            outputs = {output: None for _, _, score, most, output in own if score < most and output}
-            notes += [f"problem {problem}: {output}" for output in outputs]
+            outputs = collections.defaultdict(list)
+            for _, name, score, most, output in own:
+                if score < most:
+                    outputs[output].append(name.removeprefix("mutant: "))
+            notes += [f"problem {problem}: {output}" + f" ({', '.join(names)})" * (output == ALIVE)
+                      for output, names in outputs.items()]
     rows.append(f"sum: {total(lines):g} of {sum(line[3] for line in lines):g}")
     return "\n".join([*rows, "", *notes]).rstrip()
 
@@ -381,7 +385,7 @@ def main():
                 continue
             finally:
                 if different := changed(files):
-                    print(f"{name}: {', '.join(different)} changed while it was graded, by it or by you", file=sys.stderr)
+                    print(f"{name}: {', '.join(different)} changed meanwhile, by it or by you", file=sys.stderr)
             write_file(out / "results.json", strict_json(results(lines, time.perf_counter() - start)))
             print(f"{name}\n{table(lines)}\n{out / 'results.json'}\n", flush=True)
     if failed:

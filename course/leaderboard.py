@@ -193,8 +193,8 @@ def markdown(board, failed, about):
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {attack} | {cells[2]} | {used:.0f} |")
     lines += ["", "Gap to retrain: see eval.py, forget and retain. Worst attack: share of the forgotten facts stated "
               "under the strongest of four attacks (asked, relearnt, sampled, quantised) beyond what the retrained "
-              "model states under it. In brackets 95% intervals over questions. Ordered by gap + worst attack, not below "
-              "0. " + about]
+              "model states under it. In brackets 95% intervals over questions. Ordered by gap + worst attack, "
+              "which counts 0 where it is below. " + about]
     return "\n".join([*lines, *(f"\n{name}: {why}" for name, why in failed.items())]) + "\n"
 
 
@@ -220,6 +220,8 @@ def found(folder):
 
 
 def main():
+    if not (HOME / "course/grade.py").exists():
+        raise UserError("a starter kit has no grader; the leaderboard runs in the repository that the kit came from")
     from course.grade import secret_of
     from course.make import parser, tree
     p = parser("All methods of problem 8 on the same draws.")

@@ -72,8 +72,8 @@ def test_the_gradient_is_q_minus_p(draw):
     ours = gradient(lambda z: asu.forward_kl(p, z.log_softmax(-1), mask), z)
     check(close(ours * ~mask[..., None], torch.zeros_like(z)), "padding has a gradient: the mask is not applied")
     check(not close(ours, -expected, 1e-6), "the sign of the gradient is wrong: a step must lead to the teacher")
-    check(close(ours, expected, 1e-5), "the gradient in the logits is not (q - p) at answer tokens; that of the "
-          "reverse KL is another one")
+    check(close(ours, expected, 1e-5), "the gradient in the logits is not (q - p) / (tokens of the answer) / "
+          "(answers) at answer tokens: the wrong mean, or the reverse KL, whose gradient is another one")
 
 
 def moved(draw):
