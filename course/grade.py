@@ -28,7 +28,7 @@ from common import HOME, UserError, cli
 from common.cli import positive_int
 from common.files import check_writable, strict_json, write_file
 from course import MUTANTS, PROBLEMS, STUDENTS_TESTS, WRITTEN
-from course.make import find, kit, parser, problem_list, restored, tree, write
+from course.make import find, kit, parser, problem_list, tree, write
 from course.mutants import variants
 
 SECONDS, MEMORY = 240, 8192         # of a problem: seconds on the clock, MB of address space (torch alone takes 3000)
@@ -131,7 +131,7 @@ def taken_in(files, submission, problem):
     in it, the tests and what runs them from us. -> {path: bytes}
 
     Raises UserError where a file is missing, does not parse, or a function has another signature."""
-    others = [other for other in PROBLEMS if other != problem]
+    others = PROBLEMS.keys() - {problem}
     made = {path: content for path, content in kit(files, others).items() if path.endswith((".py", ".toml"))}
     for path in {path for path, _ in PROBLEMS[problem]}:
         file = submission / path
@@ -151,9 +151,6 @@ def taken_in(files, submission, problem):
             if theirs[:len(known)] != known or set(asked) - set(needed):
                 raise UserError(f"{path}: {name} has the signature ({', '.join(theirs)}); ({', '.join(known)}) is "
                                 "needed")
-        for other in others:                                # a mistake there costs nothing here
-            for name in [name for place, name in PROBLEMS[other] if place == path]:
-                source = restored(source, reference, name, path)
         made[path] = source.encode()
     ours = [path for path in files if path.startswith("course/test_p")]
     for path in (*ours, "course/checking.py", "course/conftest.py", "course/canary.py", "course/inside.py",

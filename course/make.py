@@ -54,18 +54,6 @@ def blanked(source, name, problem, where):
     return "".join([*lines[:start], body, *lines[node.end_lineno:]])
 
 
-def restored(source, reference, name, where):
-    """The source with one function as the reference has it; the source as it is where it has no such function."""
-    try:
-        ours = find(source, name, where)
-    except UserError:
-        return source
-    lines, theirs = source.splitlines(keepends=True), reference.splitlines(keepends=True)
-    first, last = span(ours)
-    start, end = span(find(reference, name, where))
-    return "".join([*lines[:first], *theirs[start:end], *lines[last:]])
-
-
 # --------------------------------------------------------------------------------------------------------------- kits
 def tree():
     """The repository, but for what is nobody's business -> {path from its root: bytes}"""
