@@ -180,7 +180,7 @@ def test_a_mistake_in_one_function_costs_its_test_and_gives_its_hint(files, work
 
 @pytest.mark.slow
 def test_a_problem_does_not_suffer_from_another_one_in_the_same_file(files, work):
-    """asu.py without problem 2 or 3; and what a submission raises does not reach its author, unless it is a hint of ours."""
+    """asu.py without problem 2, or 3; and what a submission raises does not reach its author, but for our hints."""
     source = (work / "asu.py").read_text()
     (work / "asu.py").write_text(blanked(source, "forward_kl", 2, "asu.py"))
     assert all(score == most for _, score, most, _ in grade.grade_tests(files, work, 3, "s", {}))
