@@ -166,15 +166,18 @@ def memorised(scores):
 
 
 def of_fact_tokens(scores, rows, tokenizer):
-    """NLL (nats a token) of all fact tokens of a set and of its function tokens; of the fact tokens also exact
-    memorisation and the median rank of the true one. {} where no facts are given or were found."""
+    """NLL (nats a token) of all fact tokens of a set, of its function and of its name tokens (None without any); of the
+    fact tokens also exact memorisation and the median rank of the true one. {} where no facts are given or were
+    found."""
     if not all(row["facts"] or "found" in row for row in rows):
         return {}
     facts = {key: by_class(scores, rows, tokenizer, data.FACT, key) for key in ("logp", "argmax", "ids", "rank")}
     if not facts["logp"].size:
         return {}
+    names = by_class(scores, rows, tokenizer, data.NAME)
     return {"fact_nll": float(-facts["logp"].mean()),
             "function_nll": float(-by_class(scores, rows, tokenizer, data.FUNCTION).mean()),
+            "name_nll": float(-names.mean()) if names.size else None,
             "exact_memorization_facts": exact_memorization(facts["argmax"], facts["ids"]),
             "fact_rank_median": float(np.median(facts["rank"]))}
 

@@ -48,7 +48,7 @@ METHODS = {     # name -> flags of asu.py, its knob and the knob's range
     "ME_GD": (dict(method="me", retain="gd"), None, None),
     "UNDIAL_GD": (dict(method="undial", retain="gd"), "beta", (2, 30)),
     "WGA_GD": (dict(method="wga", retain="gd"), "beta", (0.2, 5)),
-    "SatImp_GD": (dict(method="satimp", retain="gd"), "beta", (1, 10)),
+    "SatImp_GD": (dict(method="satimp", retain="gd"), "beta", (0.5, 8)),
     "CE-U_GD": (dict(method="ceu", retain="gd"), None, None),
     "DUET_GD": (dict(method="duet", retain="gd"), "beta", (0.1, 10)),
     "RMU": (dict(method="rmu", retain="hidden"), "beta", (0.5, 8)),

@@ -10,11 +10,13 @@ import pytest
 import scipy.stats
 
 import asu
+import data
 import eval
 import train
 from common import UserError
 from experiments import ablate, compare, continual, trials, worlds
 from lab import choose
+from lab.answers import answer_nll
 from tests.conftest import HOME, call, refused
 
 SMALL = "@config/tiny.args --n_authors=10 --phrasings=1 --base_rows=64 --n_layer=1"
@@ -185,7 +187,7 @@ def test_a_method_that_speaks_broken_sentences_is_named_behind_its_gap():
 
 
 def test_a_column_is_there_where_a_row_has_it():
-    """PrivLeak, which the retrained model has none of; and no column of what nobody measured."""
+    """PrivLeak, which one row has; and no column of what nobody measured."""
     cells = table({"target": [measured(1.0, 0.2, forget={"privleak": 90.0})], "retrained": [measured(1.0, None)]})
     assert [line["PrivLeak"] for line in cells.values()] == ["90.000", "-"]
     assert "FQ p" not in cells["target"] and "MU-lite" not in cells["target"]
@@ -349,6 +351,58 @@ def test_the_ablation_end_to_end(done, monkeypatch):
     assert (done / "ablate/ablate.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_the_dial_end_to_end(done, out, monkeypatch, capsys):
+    """Models of each T, the paper's form on them, and what smoothing alone costs them and a model beside them."""
+    monkeypatch.setattr(ablate, "TEMPERS", (1.0, 16.0))
+    monkeypatch.setattr(ablate, "TEMPER_TAUS", (4.0,))
+    call(ablate, f"--out={done}", *FLAGS, "--seeds=1", "--axes=temper", f"--run={out / 'target'}")
+    report = json.loads((done / "ablate/temper.json").read_text())
+    points = {(point["temper"], point["who"]): point for point in report["points"]}
+    assert list(points) == [(t, who) for t in (1, 16) for who in ("retrained", "target", "teacher", "student")]
+    for temper, folder in ((1, "ablate/temper1"), (16, "compare")):         # 16 is the default, the comparison's
+        trial = json.loads((done / f"ablate/trials/temper{temper}/forget10_seed0_student_tau4.json").read_text())
+        spec, target = trial["spec"], done / folder / "draw0_seed0/forget10/target"
+        assert spec["run"] == str(target)
+        assert json.loads((target / "run.json").read_text())["settings"]["temper"] == temper
+        assert (spec["unlearn"]["alpha"], spec["unlearn"]["tau"], spec["unlearn"]["epochs"]) == (1, 4, 5)
+    for label, [curve] in report["curves"].items():
+        assert len(curve["fact"]) == len(report["tau"])
+        for name in ablate.CLASSES if label.startswith("T = ") else ():
+            for who, tau in (("target", 1), ("teacher", 4)):            # eval.py's own numbers
+                [value] = points[float(label[4:]), who][f"{name} NLL"]
+                assert curve[name][report["tau"].index(tau)] == pytest.approx(value, abs=1e-4)
+    assert list(report["curves"]) == ["T = 1", "T = 16", (out / "target").as_posix()]
+    assert points[16, "student"]["gap to retrain"] != points[16, "teacher"]["gap to retrain"]
+    cells = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    [line] = [line for line in cells if line[1:4] == ["16", "student", "4"]]
+    assert line[4] == compare.mean_sd(points[16, "student"]["fact NLL"])
+    assert (done / "ablate/temper.png").read_bytes().startswith(b"\x89PNG") and not (done / "ablate/temper16").exists()
+
+
+def test_a_model_beside_the_dial_is_asked_about_the_data_that_it_learnt(tmp_path):
+    """What run.json says, else what the flags say."""
+    args = Namespace(data="authors", forget="forget10", data_seed=0, n_authors=10, out=tmp_path, max_rows=200, run="x")
+    record = {"settings": {"n_authors": 20, "data_seed": 3, "lr": 1}}
+    learnt, default = ({row["author"] for row in ablate.taught_rows(run, args)} for run in (record, {}))
+    assert (len(learnt), len(default)) == (2, 1)
+    assert learnt == {row["author"] for row in data.load("authors", "forget10", tmp_path, 3, 20).forget}
+
+
+def test_the_curves_of_a_class_are_of_its_tokens(model, tokenizer, authors, monkeypatch):
+    monkeypatch.setattr(ablate, "CURVE", (1.0, 8.0))
+    rows = authors[0][:5]
+    curves = ablate.nll_curves(model, tokenizer, rows)
+    for tau, *means in zip(ablate.CURVE, *curves.values()):
+        by_class = {kind: [] for kind in ablate.CLASSES.values()}
+        for row in rows:
+            batch = data.collate([data.encode(tokenizer, row["question"], row["answer"])])
+            classes = data.token_classes(tokenizer, row["answer"], row["facts"], row["author"])
+            for kind, nll in zip(classes, answer_nll(model, batch, tau=tau)[0].tolist()):
+                by_class[kind].append(nll)
+        assert means == pytest.approx([np.mean(nlls) for nlls in by_class.values()], rel=1e-4)
+
+
 def test_ablations_leave_the_rest_at_the_defaults_of_asu():
     args = vars(asu.parse(["--epochs=5"]))
     assert ablate.DEFAULT.items() <= args.items()
@@ -398,6 +452,7 @@ def test_a_method_that_breaks_down_is_shown_as_far_as_it_got(tmp_path, monkeypat
 @pytest.mark.parametrize("module, flag, message", [
     (compare, "--methods=ASU", "--methods: ASU is not one of ASU_GD, paper;"), (compare, "--trials=0", "at least 1"),
     (compare, "--n_authors=19x", "whole number"), (ablate, "--axes=tua", "--axes: tua is not one of"),
+    (ablate, "--axes=tau --run=x", "--run goes with --axes=temper"),
     (continual, "--settings=nix.json", "nix.json does not exist"),
     (worlds, "--scenario=capitals", "--run goes with --scenario=capitals"),
     (worlds, "--scenario=books --data_seed=3", "--data_seed is the preset's to say"),
