@@ -206,13 +206,13 @@ def student_part(models, tokenizer, rows, examples, classes, over):
 
 
 def gold_rank(model, tokenizer, rows, classes, **smoothing):
-    """Where the true token stands in the model's order (rank 1: first), at the slots, the first token of each row's
-    fact, at all fact tokens and at all tokens of the answers.
+    """Where the true token stands in the model's order (rank 1: first), at the slots, where a row's fact is decided, at
+    all fact tokens and at all tokens of the answers.
 
     -> {place: {"first": share of rank 1, "reciprocal": mean of 1 / rank}}, at "slots" also the "median" rank; each
     [value, low, high]."""
     scores, result = score(model, tokenizer, [(row["question"], row["answer"]) for row in rows], **smoothing), {}
-    slots = [[kinds.index(data.FACT)] for kinds in classes]
+    slots = [[at] for at in fact_slots(rows, [s["ids"] for s in scores], classes)]
     facts = [[i for i, kind in enumerate(kinds) if kind == data.FACT] for kinds in classes]
     for place, tokens in (("slots", slots), ("facts", facts), ("answers", [range(len(kinds)) for kinds in classes])):
         ranks = [s["rank"][list(at)] for s, at in zip(scores, tokens)]
@@ -222,6 +222,21 @@ def gold_rank(model, tokenizer, rows, classes, **smoothing):
     at_slots = [s["rank"][at] for s, at in zip(scores, slots)]                                          # (N, 1)
     result["slots"]["median"] = [value for [value] in median(np.array(at_slots))]
     return result
+
+
+def fact_slots(rows, answers, classes):
+    """Where each row's fact is decided: its first token that is not the same in all rows that ask the same ("Songs"
+    in every "Songs of ..." decides nothing), or its first token. -> [number of a token]
+
+    answers: token ids of each row's answer."""
+    facts, slots = [], []                                   # of each row the numbers of its fact tokens
+    for kinds in classes:
+        facts.append([i for i, kind in enumerate(kinds) if kind == data.FACT])
+    for row, numbers in zip(rows, facts):
+        peers = [ids[at] for other, ids, at in zip(rows, answers, facts) if other["slot"] == row["slot"]]
+        shared = [len({tokens[i] for tokens in peers if i < len(tokens)}) == 1 for i in range(len(numbers))]
+        slots.append(numbers[shared.index(False) if False in shared else 0])
+    return slots
 
 
 def attention_part(models, tokenizer, row, example, classes, layer, head):

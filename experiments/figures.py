@@ -151,7 +151,7 @@ def plot_student(part, path, tau):
         axis.grid(alpha=0.3)
     axes[0].set_xticks(range(3), [f"{kind} tokens" for kind in part["entropy"]["target"]])
     axes[0].set(ylabel="attention entropy / log prefix length", title="How sharply it looks")
-    axes[1].set_xticks(range(3), ["fact slots\n(first token)", "all fact tokens", "all answer tokens"])
+    axes[1].set_xticks(range(3), ["fact slots", "all fact tokens", "all answer tokens"])
     axes[1].set(ylabel="mean reciprocal rank of the true token", title="What it would say")
     axes[1].legend(fontsize=8)
     save_figure(figure, path)

@@ -92,7 +92,8 @@ def asked(tokenizer, authors):
 
 
 def test_the_true_tokens_rank_at_slots_at_facts_and_everywhere(model, tokenizer, asked):
-    """Against a plain loop: the slot is the first token of a row's fact, and what is averaged are tokens."""
+    """Against a plain loop: the slot of a row that nobody else shares is the first token of its fact, and what is
+    averaged are tokens."""
     rows, examples, classes = asked
     ranks = {"slots": [], "facts": [], "answers": []}
     for example, kinds in zip(examples, classes):
@@ -109,6 +110,15 @@ def test_the_true_tokens_rank_at_slots_at_facts_and_everywhere(model, tokenizer,
         assert result[place]["reciprocal"][0] == pytest.approx(np.mean(1 / np.array(numbers)))
     value, low, high = result["slots"]["median"]
     assert value == np.median(ranks["slots"]) and low <= value <= high and "median" not in result["facts"]
+
+
+def test_a_slot_is_where_rows_that_ask_the_same_part():
+    """Two titles that begin alike, a month, a fact of one token; the third letter is beyond the second title."""
+    rows = [{"slot": slot} for slot in ("title", "title", "month", "title")]
+    answers = [np.array(ids) for ids in ([9, 1, 2, 3, 0], [1, 2, 4, 5, 0], [7, 8, 0], [1, 2, 4, 5, 0])]
+    classes = [[0, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 1, 0], [1, 1, 1, 1, 0]]
+    assert analyze.fact_slots(rows, answers, classes) == [3, 2, 1, 2]
+    assert analyze.fact_slots(rows[1::2], answers[1::2], classes[1::2]) == [0, 0]       # alike from end to end
 
 
 def test_a_student_that_attends_as_its_teacher_rises_as_the_teacher_does(model, tokenizer, asked):
