@@ -227,7 +227,7 @@ def plot_dial(points, curves, path):
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=7)
-    axes[1, 0].legend(fontsize=7)
+    axes[1, 0].legend(fontsize=7, handlelength=4)
     save_figure(figure, path)
 
 
