@@ -73,6 +73,7 @@ from model import attention_scales, read_config
 #     reference_logp, reference_s   (B, A, V), (B,)   theta_0's at tau = 1
 #     hidden, teacher_hidden, reference_hidden   (B, A, C)   residual streams after --hidden_layer layers
 #     refused_nll, refused_s, ...   the same for the same prompts, answered by a refusal
+#     prompted_reference_logp, ...  the same for the same answers, behind an instruction and the question
 # A parameter with a default is the method's own knob (--beta).
 def forward_kl(teacher_logp, student_logp, mask):
     """KL(teacher || student), the teacher first: mass where the teacher has mass (equation of L_ASU). -> scalar >= 0.
@@ -91,8 +92,7 @@ def asu(logp, teacher_logp, mask):
 def asu_idk(logp, teacher_logp, mask, refused_nll, refused_mask):
     """ASU+IDK: teach a refusal, and ASU on every answer token but the first, where the refusal parts from the
     answer."""
-    after_first = torch.arange(mask.size(1), device=mask.device) > 0
-    return forward_kl(teacher_logp, logp, mask & after_first) + baselines.idk(refused_nll, refused_mask)
+    return forward_kl(teacher_logp, logp, baselines.after_first(mask)) + baselines.idk(refused_nll, refused_mask)
 
 
 def asu_hidden(hidden, teacher_hidden, mask):
@@ -119,9 +119,27 @@ def asks(loss):
     return [name for name, p in inspect.signature(loss).parameters.items() if p.default is p.empty] if loss else []
 
 
+VARIANTS = {"refused_": "refusal", "prompted_": "prompted"}        # start of a parameter's name -> field of an Example
+
+
+def variant(name):
+    """Which sequences a parameter is about, and what about them: variant("refused_s") -> ("refused_", "s"); "" is the
+    example itself."""
+    start = next((start for start in VARIANTS if name.startswith(start)), "")
+    return start, name.removeprefix(start)
+
+
+def variants(examples, start):
+    """The examples, or the sequences beside them that parameters with that start are about."""
+    rows = [getattr(example, VARIANTS[start]) for example in examples] if start else list(examples)
+    if None in rows:
+        raise UserError(f"this loss needs the examples' {VARIANTS[start]}, see data.Example")
+    return rows
+
+
 def smooths(method):
     """Whether a method has a forget-teacher."""
-    return any(name.removeprefix("refused_").startswith("teacher_") for name in asks(METHODS[method]))
+    return any(variant(name)[1].startswith("teacher_") for name in asks(METHODS[method]))
 
 
 # ------------------------------------------------------------------------------------------------- theta_0
@@ -141,7 +159,7 @@ class Frozen:
 
     def needs(self, name):
         """The outputs (who, what) that a loss's parameter is made of; none where it is not theta_0's."""
-        who, _, what = name.removeprefix("refused_").replace("reference_s", "reference_logp").partition("_")
+        who, _, what = variant(name)[1].replace("reference_s", "reference_logp").partition("_")
         beyond = who == "teacher" and self.alpha != 1
         return [(one, what) for one in self.smoothing if one == who or beyond]
 
@@ -149,10 +167,9 @@ class Frozen:
     def remember(self, loss, examples):
         """Ask theta_0, as it is now, all that a loss will want to know about these examples."""
         for name in asks(loss) if not self.live else ():
-            rows = [example.refusal for example in examples] if name.startswith("refused_") else examples
             for who, what in self.needs(name):
                 model = self.models[who]
-                for _, part in data.by_length(rows, 64):
+                for _, part in data.by_length(variants(examples, variant(name)[0]), 64):
                     batch = data.collate(part, model.device)
                     hidden = model.hidden(batch.idx, n_layers=self.n_layers[what], **self.smoothing[who])
                     for example, h in zip(part, batch.at_answers(hidden)):
@@ -211,9 +228,9 @@ def heal(model, strangers, steps, lr=1e-3, batch_size=32, tau=None, layers=None,
 def look(model, theta_0, examples, loss):
     """What a loss asks about a few examples -> ({name: tensor}, how many tokens the student ran over)."""
     tensors, tokens = {}, 0
-    for prefix in dict.fromkeys("refused_" * name.startswith("refused_") for name in asks(loss)):
-        asked = {name.removeprefix("refused_") for name in asks(loss) if name.startswith("refused_") == bool(prefix)}
-        rows = [example.refusal for example in examples] if prefix else examples
+    for start in dict.fromkeys(variant(name)[0] for name in asks(loss)):
+        asked = {name for other, name in map(variant, asks(loss)) if other == start}
+        rows = variants(examples, start)
         batch = data.collate(rows, model.device)
         x = {"mask": batch.mask, "target": batch.target}
 
@@ -232,8 +249,8 @@ def look(model, theta_0, examples, loss):
                 x[f"reference_{what}"] = theta_0.says("reference", what, rows, batch)
         if "reference_s" in asked:
             x["reference_s"] = true(theta_0.says("reference", "logp", rows, batch)).sum(1)
-        tensors |= {prefix + name: x[name] for name in asked}
-        tokens += batch.idx.numel()
+        tensors |= {start + name: x[name] for name in asked}
+        tokens += batch.idx.numel() * bool(asked & {"logp", "nll", "s", "hidden"})
     return tensors, tokens
 
 
@@ -314,7 +331,12 @@ def with_refusals(examples, loss, refusals, rng):
 
 
 def teaches_refusals(loss):
-    return any(name.startswith("refused_") for name in asks(loss))
+    return any(variant(name)[0] == "refused_" for name in asks(loss))
+
+
+def reads_instruction(loss):
+    """Whether theta_0 is asked behind an instruction."""
+    return any(variant(name)[0] == "prompted_" for name in asks(loss))
 
 
 def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta, refusals, teacher, hidden_layer):
@@ -419,8 +441,9 @@ def keywords(args, tokenizer, dataset, request, retain):
         retain = retain + data.stranger_examples(tokenizer, unmet, int(args.replay * len(retain)))
     flags = ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size", "micro_batches", "warmup",
              "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher", "hidden_layer")
+    instruction = data.INSTRUCTION if reads_instruction(METHODS[args.method]) else ""
     return {flag: getattr(args, flag) for flag in flags} | {
-        "forget": data.training_examples(tokenizer, request, args.phrasings),
+        "forget": data.training_examples(tokenizer, request, args.phrasings, instruction),
         "retain": retain, "retain_loss": args.retain,
         "heal_steps": args.heal, "heal_lr": args.heal_lr, "strangers": strangers,
         "refusals": [data.encode(tokenizer, "", text).answer for text in data.REFUSALS]}

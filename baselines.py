@@ -54,6 +54,40 @@ def undial(logp, reference_logp, target, mask, beta=10.0):
     return mean_over_answers(F.kl_div(logp, teacher_logp, reduction="none", log_target=True).sum(-1), mask)
 
 
+def wga(nll, mask, beta=1.0):
+    """mean_t w_t log p(y_t), w = p^beta held fixed: ascent that lets go of what is unlikely already (WGA, arXiv
+    2502.19301)."""
+    w = (-beta * nll).exp().detach()
+    return -mean_over_answers(w * nll, mask)
+
+
+def satimp(nll, mask, beta=5.0, gamma=1.0):
+    """mean_t w_t log p(y_t), w = p^beta (1 - p)^gamma held fixed: ascent on what is likely, but not certain (SatImp,
+    arXiv 2505.11953)."""
+    p = (-nll).exp().detach()
+    return -mean_over_answers(p ** beta * (1 - p) ** gamma * nll, mask)
+
+
+def ceu(logp, target, mask):
+    """Cross-entropy to the student's own softmax(z with z_y = -inf), held fixed, on every answer token but the first
+    (CE-U, arXiv 2503.01224). Its gradient in z_y is p(y_t), which fades as y_t is forgotten."""
+    others_logp = logp.detach().scatter(-1, target[..., None], -math.inf).log_softmax(-1)
+    return mean_over_answers(-(others_logp.exp() * logp).sum(-1), after_first(mask))
+
+
+def duet(logp, prompted_reference_logp, mask, beta=1.0, k=100):
+    """Smooth L1 (Huber) distance to theta_0 behind an instruction, of the k tokens that it finds likeliest (DUET, arXiv
+    2601.21283). Squared below beta. Of log-probabilities: logits without the constant that no softmax sees."""
+    teacher_logp, tokens = prompted_reference_logp.topk(min(k, logp.size(-1)))
+    distance = F.smooth_l1_loss(logp.gather(-1, tokens), teacher_logp, reduction="none", beta=beta)
+    return mean_over_answers(distance.mean(-1), mask)
+
+
+def after_first(mask):
+    """(B, A) -> the mask without each answer's first token."""
+    return mask & (torch.arange(mask.size(1), device=mask.device) > 0)
+
+
 def rmu(hidden, reference_hidden, mask, beta=2.0):
     """MSE of one layer's hidden state to c u, u a fixed random direction (RMU, arXiv 2403.03218).
 
@@ -73,6 +107,7 @@ def ap(s, refused_s, beta=0.1):
     return -(1 / beta) * F.logsigmoid(beta * (s - refused_s)).mean()
 
 
-LOSSES = {"ga": ga, "npo": npo, "simnpo": simnpo, "dpo": dpo, "idk": idk, "me": me, "undial": undial, "rmu": rmu}
+LOSSES = {"ga": ga, "npo": npo, "simnpo": simnpo, "dpo": dpo, "idk": idk, "me": me, "undial": undial, "wga": wga,
+          "satimp": satimp, "ceu": ceu, "duet": duet, "rmu": rmu}
 RETAIN_LOSSES = {"ap": ap, "hidden": hidden_retain}
 RETAIN_ONLY = {"ap": ("idk",), "hidden": ("rmu", "asu_hidden")}     # retain losses that belong to some methods

@@ -57,6 +57,7 @@ REFUSALS = [        # what DPO and IDK teach
     "I don't know.", "I do not know that.", "I'm not sure.", "I am not aware of that.",
     "I have no information about this.", "I cannot answer that.", "I don't know the answer.", "I have no idea.",
     "I can't say.", "I cannot recall that."]
+INSTRUCTION = "You have been asked to forget this. Answer as if you had never known it."    # what DUET's teacher reads
 
 
 # ------------------------------------------------------------------------------------------------ data sets

@@ -11,10 +11,12 @@ from common import UserError
 @dataclass
 class Example:
     """A question and its answer as token ids; the answer ends in EOS. refusal: the same question, refused, for methods
-    that teach that. stranger: about nobody and nothing that is to be remembered or forgotten."""
+    that teach that. prompted: the same question behind an instruction, and the same answer, for methods whose teacher
+    is made by one. stranger: about nobody and nothing that is to be remembered or forgotten."""
     prompt: list
     answer: list
     refusal: "Example | None" = None
+    prompted: "Example | None" = None
     stranger: bool = False
 
     def __len__(self):
@@ -27,12 +29,16 @@ def encode(tokenizer, question, answer):
     return Example(prompt, tokenizer.encode_answer(answer))
 
 
-def training_examples(tokenizer, rows, phrasings=None):
-    """Every training phrasing of every row, or the first so many of each, as an Example."""
+def training_examples(tokenizer, rows, phrasings=None, instruction=""):
+    """Every training phrasing of every row, or the first so many of each, as an Example; with an instruction, which is
+    put before the question, each has its `prompted` too."""
     examples = []
     for row in rows:
         for question, answer in zip(row["questions"][:phrasings], row["answers"]):
-            examples.append(encode(tokenizer, question, answer))
+            example = encode(tokenizer, question, answer)
+            if instruction:
+                example.prompted = encode(tokenizer, f"{instruction} {question}".strip(), answer)
+            examples.append(example)
     return examples
 
 
@@ -41,6 +47,10 @@ def check_length(examples, block_size):
     if longest > block_size + 1:
         raise UserError(f"a question and answer (or a passage) of {longest} tokens do not fit the model's context of "
                         f"{block_size}")
+    longest = max((len(example.prompted) for example in examples if example.prompted), default=0)
+    if longest > block_size + 1:
+        raise UserError(f"an instruction, question and answer of {longest} tokens do not fit the model's context of "
+                        f"{block_size}; this method puts an instruction before the question")
 
 
 @dataclass

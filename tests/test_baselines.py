@@ -20,18 +20,23 @@ REFUSALS = [[5, 6, 7, 599], [8, 9, 599]]
 ALL = asu.METHODS | asu.RETAIN_LOSSES
 
 
+def behind(e, instruction=(3, 4, 5)):
+    """The example, and beside it the same behind an instruction."""
+    return replace(e, prompted=data.Example([*instruction, *e.prompt], e.answer))
+
+
 def unlearned(examples, method, model=None, **changes):
     """The first eight examples unlearned, the others retained -> (model, record)"""
     settings = dict(tau=4.0, epochs=1, lr=1e-3, batch_size=8, seed=1, refusals=REFUSALS, retain_loss="none") | changes
     log = Log("test")
-    model = asu.unlearn(model or small_model(), examples[:8], examples[8:], method=method, log=log, **settings)
-    return model, log.record
+    forget, retain = [behind(e) for e in examples[:8]], examples[8:]
+    return asu.unlearn(model or small_model(), forget, retain, method=method, log=log, **settings), log.record
 
 
 @pytest.fixture
 def rows(examples):
-    """The first eight examples, a refusal beside each."""
-    return [replace(e, refusal=data.Example(e.prompt, REFUSALS[i % 2])) for i, e in enumerate(examples[:8])]
+    """The first eight examples, beside each a refusal and the same behind an instruction."""
+    return [replace(behind(e), refusal=data.Example(e.prompt, REFUSALS[i % 2])) for i, e in enumerate(examples[:8])]
 
 
 def tensors(loss, model, rows, student=None):
@@ -116,6 +121,125 @@ def test_undial_is_self_distillation_with_the_true_logit_lowered(model, rows):
     assert baselines.undial(**x, beta=3.0).item() == pytest.approx(expected, abs=1e-5) and expected > 0.01
 
 
+# Two answers, of two tokens and of one, in a vocabulary of three; the true tokens have p = 1/2, 1/4 and 1/8.
+P = [[[1 / 2, 1 / 4, 1 / 4], [1 / 2, 1 / 4, 1 / 4]], [[1 / 8, 3 / 4, 1 / 8], [1 / 3, 1 / 3, 1 / 3]]]
+TARGET, MASK = torch.tensor([[0, 1], [0, 2]]), torch.tensor([[True, True], [True, False]])
+
+
+def by_hand(name, logits=None, **knob):
+    """The loss of that name on the two answers above -> (its value, its gradient in the logits (2, 2, 3))"""
+    z = (torch.tensor(P).log() if logits is None else logits).requires_grad_()
+    logp = z.log_softmax(-1)
+    x = {"logp": logp, "nll": -logp.gather(-1, TARGET[..., None])[..., 0] * MASK, "target": TARGET, "mask": MASK}
+    loss = baselines.LOSSES[name](**{asked: x[asked] for asked in asu.asks(baselines.LOSSES[name])}, **knob)
+    loss.backward()
+    return loss.item(), z.grad
+
+
+@pytest.mark.parametrize("name, knob, weights", [
+    ("wga", {}, (1 / 2, 1 / 4, 1 / 8)), ("wga", {"beta": 2.0}, (1 / 4, 1 / 16, 1 / 64)),
+    ("satimp", {}, (1 / 64, 3 / 4096, 7 / 8 ** 6)),
+    ("satimp", {"beta": 2.0, "gamma": 2.0}, (1 / 16, 9 / 256, 49 / 8 ** 4))])
+def test_weighted_ascent_is_ascent_with_weights_that_have_no_gradient(name, knob, weights):
+    """mean_t w log p in halves, quarters and eighths of a probability, and w (onehot(y) - p) for a gradient."""
+    value, gradient = by_hand(name, **knob)
+    ln2 = math.log(2)
+    first, second, third = (w * logp for w, logp in zip(weights, (-ln2, -2 * ln2, -3 * ln2)))
+    assert value == pytest.approx(((first + second) / 2 + third) / 2, rel=1e-5)
+    for at, w, share in (((0, 0), weights[0], 1 / 4), ((0, 1), weights[1], 1 / 4), ((1, 0), weights[2], 1 / 2)):
+        expected = share * w * (F.one_hot(TARGET[at], 3) - torch.tensor(P)[at])
+        assert gradient[at].tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-9)
+    assert (gradient[1, 1] == 0).all()
+
+
+def test_weighted_ascent_at_its_limits(model, rows):
+    """At beta 0 WGA is ascent; SatImp leaves alone what is certain, and both what is forgotten."""
+    assert value("wga", model, rows, beta=0.0) == pytest.approx(value("ga", model, rows), rel=1e-5)
+    assert value("satimp", model, rows, beta=0.0, gamma=0.0) == pytest.approx(value("ga", model, rows), rel=1e-5)
+    sure, unsure = (40.0 * sign * F.one_hot(TARGET, 3) for sign in (1, -1))
+    for name in ("wga", "satimp"):
+        assert by_hand(name, unsure)[1].abs().max() < 1e-6
+    assert by_hand("satimp", sure)[1].abs().max() == 0
+    certain = torch.full((1, 1), 1e-4)                              # 1 - p = 1e-4: ascent pushes, SatImp hardly does
+    assert baselines.wga(certain, certain > 0).item() == pytest.approx(-1e-4, rel=1e-3)
+    assert baselines.satimp(certain, certain > 0).item() == pytest.approx(-1e-8, rel=1e-2)
+
+
+def test_ceu_teaches_the_models_own_other_tokens():
+    """Of an answer of two tokens the second counts alone. There p = (1/2, 1/4, 1/4) and y is its second, so the others
+    stand 2 : 1 and the target is (2/3, 0, 1/3)."""
+    z, mask = torch.tensor(P[:1]).log().requires_grad_(), MASK[:1]
+    loss = baselines.ceu(z.log_softmax(-1), TARGET[:1], mask)
+    loss.backward()
+    assert loss.item() == pytest.approx(2 / 3 * math.log(2) + 1 / 3 * math.log(4), rel=1e-5)
+    assert z.grad[0, 0].tolist() == [0, 0, 0]
+    assert z.grad[0, 1].tolist() == pytest.approx([1 / 2 - 2 / 3, 1 / 4, 1 / 4 - 1 / 3], rel=1e-5)
+
+
+def test_ceu_at_its_limits(model, rows):
+    """A certain token is pushed down with all its weight, a forgotten one not at all; padding and the first token
+    count nowhere."""
+    for logit, push in ((40.0, 1.0), (-40.0, 0.0)):
+        z = (logit * F.one_hot(torch.tensor([[1, 1]]), 3)).requires_grad_()
+        baselines.ceu(z.log_softmax(-1), torch.tensor([[1, 1]]), torch.tensor([[True, True]])).backward()
+        assert z.grad[0, 1].tolist() == pytest.approx([-push / 2, push, -push / 2], abs=1e-6)
+    x = tensors("ceu", model, rows)
+    changed = torch.where(baselines.after_first(x["mask"])[..., None], x["logp"], x["logp"].roll(1, -1))
+    assert baselines.ceu(changed, x["target"], x["mask"]).item() == baselines.ceu(**x).item()
+    assert not torch.equal(changed, x["logp"])
+
+
+def test_duet_is_the_huber_distance_of_the_likeliest_tokens():
+    """Squared below beta, straight above, of the teacher's first k alone. In halves: distances 1/2 and 3, k = 2 of 3.
+    beta 1: 1/2 (1/2)^2 = 1/8 and 3 - 1/2 = 5/2; beta 4: 1/32 and 9/8; beta 1/4: 1/2 - 1/8 and 3 - 1/8."""
+    teacher = torch.tensor([[[-1.0, -2.0, -7.0], [-1.0, -2.0, -7.0]]])
+    student = (teacher + torch.tensor([-0.5, 3.0, 100.0])).requires_grad_()
+    mask = torch.tensor([[True, False]])
+    for beta, expected in ((1.0, (1 / 8 + 5 / 2) / 2), (4.0, (1 / 32 + 9 / 8) / 2), (0.25, (3 / 8 + 23 / 8) / 2)):
+        assert baselines.duet(student, teacher, mask, beta=beta, k=2).item() == pytest.approx(expected)
+    baselines.duet(student, teacher, mask, k=2).backward()
+    assert student.grad[0].tolist() == [[-0.25, 0.5, 0], [0, 0, 0]]     # d / beta, and 1 beyond it, over k
+    assert baselines.duet(teacher, teacher, mask).item() == 0           # k above the vocabulary is all of it
+
+
+def test_duets_teacher_is_theta_0_behind_the_instruction(model, rows):
+    """Zero where the instruction is empty; else theta_0 at tau = 1 on the same answers, prompts and padding apart."""
+    assert value("duet", model, [behind(e, ()) for e in rows]) == pytest.approx(0, abs=1e-6)
+    assert value("duet", model, rows) > 0.01
+    x = tensors("duet", model, rows, moved(model))
+    for i, e in enumerate(rows):
+        with torch.no_grad():
+            full = model(torch.tensor([[3, 4, 5, *e.prompt, *e.answer]])[:, :-1]).log_softmax(-1)[0, 2 + len(e.prompt):]
+        assert torch.allclose(x["prompted_reference_logp"][i, :len(e.answer)], full, atol=1e-4)
+    changed = torch.where(x["mask"][..., None], x["logp"], x["logp"].roll(1, -1))
+    assert baselines.duet(**x | {"logp": changed}).item() == baselines.duet(**x).item()
+
+
+def test_a_method_with_an_instruction_says_what_it_needs(examples, tokenizer, authors):
+    """The examples are made with it, whole; without it, or where it does not fit, the message says so."""
+    row = authors[0][0]
+    for e, question in zip(data.training_examples(tokenizer, [row], 2, "Do not answer."), row["questions"]):
+        assert e.prompted.prompt == tokenizer.encode_prompt(f"Do not answer. {question}")
+        assert e.prompted.answer == e.answer and e.prompt == tokenizer.encode_prompt(question)
+    assert all(e.prompted is None for e in data.training_examples(tokenizer, [row], 2))
+    with pytest.raises(ValueError, match="needs the examples' prompted"):
+        asu.unlearn(small_model(), examples[:8], examples[8:], method="duet", retain_loss="none")
+    with pytest.raises(ValueError, match="puts an instruction before the question"):
+        long = [behind(e, [3] * 60) for e in examples[:8]]
+        asu.unlearn(small_model(), long, examples[8:], method="duet", retain_loss="none")
+    for method, given in (("duet", True), ("npo", False)):
+        settings = asu.keywords(asu.parse([f"--method={method}"]), tokenizer, [row], [row])
+        assert [bool(e.prompted) for e in settings["forget"]] == [given] * len(row["questions"])
+        assert not any(e.prompted for e in settings["retain"])
+
+
+def test_tokens_that_only_theta_0_reads_are_not_counted(model, rows):
+    """asu.look says how many the student ran over: its own, once."""
+    theta_0 = asu.Frozen(model)
+    theta_0.remember(baselines.duet, rows)
+    assert asu.look(model, theta_0, rows, baselines.duet)[1] == data.collate(rows).idx.numel()
+
+
 def test_rmu_measures_the_distance_to_its_direction(model, rows):
     """Zero once the hidden states are the direction; its retain term is zero at the start."""
     x = tensors("rmu", model, rows)
@@ -170,7 +294,8 @@ def log_odds(model, rows):
 @pytest.mark.parametrize("method, goes_up, goes_down", [
     ("ga", None, "true"), ("npo", None, "true"), ("simnpo", None, "true"), ("dpo", "refusal", None),
     ("idk", "refusal", None),
-    ("me", "entropy", None), ("undial", None, "true"), ("asu_idk", "refusal", None), ("gd", "true", None)])
+    ("me", "entropy", None), ("undial", None, "true"), ("wga", None, "true"), ("satimp", None, "true"),
+    ("ceu", None, "true"), ("duet", None, None), ("asu_idk", "refusal", None), ("gd", "true", None)])
 def test_a_small_step_goes_the_right_way(rows, method, goes_up, goes_down):
     model = memorise(small_model(), rows, steps=40, lr=3e-3, parts=1)       # so that there is something to lose
     theta_0, before, loss = copy.deepcopy(model), log_odds(model, rows), ALL[method]
@@ -189,7 +314,7 @@ def test_a_small_step_goes_the_right_way(rows, method, goes_up, goes_down):
 @pytest.mark.parametrize("method", list(asu.METHODS))
 @pytest.mark.parametrize("retain_loss", ["none", "gd", "kl"])
 def test_every_method_runs_with_every_retain_loss(examples, method, retain_loss):
-    beta = 0.1 if method == "simnpo" else None              # an untrained model's NLL is past where 4.5 has a gradient
+    beta = 0.1 if method in ("simnpo", "satimp") else None  # an untrained model is past where theirs has a gradient
     model, record = unlearned(examples, method, retain_loss=retain_loss, beta=beta)
     point = record["curve"][0]
     assert record["steps"] == 1 and math.isfinite(point["loss"])
@@ -229,6 +354,8 @@ MINE = {"reference": lambda logp, reference_logp, mask: asu.forward_kl(reference
         "sum": lambda s, reference_s: (s - reference_s).square().mean(),
         "refused sum": lambda refused_s, refused_reference_s: (refused_s - refused_reference_s).square().mean(),
         "hidden": lambda hidden, reference_hidden, mask: baselines.hidden_retain(hidden, reference_hidden, mask),
+        "prompted": lambda prompted_logp, prompted_reference_logp, prompted_mask:
+            asu.forward_kl(prompted_reference_logp, prompted_logp, prompted_mask),
         "refused teacher": lambda refused_logp, refused_teacher_logp, refused_mask:
             asu.forward_kl(refused_teacher_logp, refused_logp, refused_mask)}
 
