@@ -74,6 +74,7 @@ from model import attention_scales, read_config
 #     hidden, teacher_hidden, reference_hidden   (B, A, C)   residual streams after --hidden_layer layers
 #     refused_nll, refused_s, ...   the same for the same prompts, answered by a refusal
 #     prompted_reference_logp, ...  the same for the same answers, behind an instruction and the question
+#     swapped_nll, ...              the same for the same prompts, answered with somebody else's value
 # A parameter with a default is the method's own knob (--beta).
 def forward_kl(teacher_logp, student_logp, mask):
     """KL(teacher || student), the teacher first: mass where the teacher has mass (equation of L_ASU). -> scalar >= 0.
@@ -119,7 +120,8 @@ def asks(loss):
     return [name for name, p in inspect.signature(loss).parameters.items() if p.default is p.empty] if loss else []
 
 
-VARIANTS = {"refused_": "refusal", "prompted_": "prompted"}        # start of a parameter's name -> field of an Example
+VARIANTS = {        # start of a parameter's name -> field of an Example
+    "refused_": "refusal", "prompted_": "prompted", "swapped_": "swapped"}
 
 
 def variant(name):
@@ -273,7 +275,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     """
     hidden_layer = max(1, model.config.n_layer // 2) if hidden_layer is None else hidden_layer
     check_settings(model, forget, retain, tau, layers, method, retain_loss, beta, refusals, teacher, hidden_layer)
-    if method == "asu" and torch.as_tensor(tau).eq(1).all():
+    if method == "asu" and torch.as_tensor(tau).eq(1).all() and not heal_steps:
         print("tau=1 is no smoothing: the teacher is the model itself, and nothing changes", flush=True)
         epochs = 0
     forget_loss, retain_loss, knob = METHODS[method], RETAIN_LOSSES[retain_loss], {} if beta is None else {"beta": beta}
@@ -325,18 +327,14 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
 
 def with_refusals(examples, loss, refusals, rng):
     """The examples, each with a refusal beside its answer if the loss asks for one."""
-    if not teaches_refusals(loss):
+    if not asks_about(loss, "refused_"):
         return examples
     return [replace(e, refusal=data.Example(e.prompt, rng.choice(refusals))) for e in examples]
 
 
-def teaches_refusals(loss):
-    return any(variant(name)[0] == "refused_" for name in asks(loss))
-
-
-def reads_instruction(loss):
-    """Whether theta_0 is asked behind an instruction."""
-    return any(variant(name)[0] == "prompted_" for name in asks(loss))
+def asks_about(loss, start):
+    """Whether a loss needs the sequences of a variant, such as "refused_"."""
+    return any(variant(name)[0] == start for name in asks(loss))
 
 
 def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta, refusals, teacher, hidden_layer):
@@ -355,7 +353,7 @@ def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta
         raise UserError(f"method {method} has no beta")
     if not forget or (not retain and retain_loss != "none"):
         raise UserError("the forget set and the retain set must not be empty")
-    if not refusals and (teaches_refusals(METHODS[method]) or teaches_refusals(RETAIN_LOSSES[retain_loss])):
+    if not refusals and any(asks_about(loss, "refused_") for loss in (METHODS[method], RETAIN_LOSSES[retain_loss])):
         raise UserError(f"method {method} teaches refusals, but there are none")
     if not smooths(method):
         return
@@ -434,19 +432,29 @@ def parse(argv=None):
 
 def keywords(args, tokenizer, dataset, request, retain):
     """Keywords of unlearn by the flags. request, retain: rows to forget and to retain."""
-    retain, strangers = data.training_examples(tokenizer, retain, args.phrasings), []
+    forget, strangers = forget_examples(args, tokenizer, request, retain), []
+    retain = data.training_examples(tokenizer, retain, args.phrasings)
     if args.heal or args.replay:
         unmet = data.unmet(dataset)
         strangers = data.stranger_examples(tokenizer, unmet, args.heal * args.batch_size)
         retain = retain + data.stranger_examples(tokenizer, unmet, int(args.replay * len(retain)))
     flags = ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size", "micro_batches", "warmup",
              "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher", "hidden_layer")
-    instruction = data.INSTRUCTION if reads_instruction(METHODS[args.method]) else ""
     return {flag: getattr(args, flag) for flag in flags} | {
-        "forget": data.training_examples(tokenizer, request, args.phrasings, instruction),
-        "retain": retain, "retain_loss": args.retain,
+        "forget": forget, "retain": retain, "retain_loss": args.retain,
         "heal_steps": args.heal, "heal_lr": args.heal_lr, "strangers": strangers,
         "refusals": [data.encode(tokenizer, "", text).answer for text in data.REFUSALS]}
+
+
+def forget_examples(args, tokenizer, request, retain):
+    """Rows to forget as Examples, each with what the method wants beside it."""
+    loss = METHODS[args.method]
+    instruction = data.INSTRUCTION if asks_about(loss, "prompted_") else ""
+    examples = data.training_examples(tokenizer, request, args.phrasings, instruction)
+    if asks_about(loss, "swapped_"):
+        others = data.training_examples(tokenizer, data.swapped(request, retain), args.phrasings)
+        examples = [replace(example, swapped=other) for example, other in zip(examples, others, strict=True)]
+    return examples
 
 
 def forget_rows(model, tokenizer, dataset, request, retain, args, log, original=None, base=None):

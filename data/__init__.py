@@ -45,6 +45,7 @@ from data.rows import (
     overlaps,
     passages,
     questions,
+    swapped,
     with_options,
 )
 from data.tokenizer import Tokenizer

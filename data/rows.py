@@ -91,6 +91,25 @@ def never_met(rows, others):
     return swapped
 
 
+def swapped(rows, others):
+    """The rows, each with the answers and facts of another person's row of the same slot: somebody else's values.
+
+    Raises UserError for a row without an author, or of a slot that none of the others has."""
+    of_slot, rng, made = {}, random.Random("swapped"), []
+    for other in others:
+        if other["author"].strip():
+            of_slot.setdefault((other["slot"], len(other["answers"])), []).append(other)
+    for row in rows:
+        same = of_slot.get((row["slot"], len(row["answers"])))
+        if not row["author"].strip() or not row["slot"] or not same:
+            raise UserError(f"row {row['id']}: nobody else has an answer to this; rows with the keys author and slot "
+                            "are needed, all of a slot in as many phrasings")
+        other = rng.choice(same)
+        answers = [text.replace(other["author"], row["author"]) for text in other["answers"]]
+        made.append(row | {"answers": answers, "facts": other["facts"]})
+    return made
+
+
 # ----------------------------------------------------------------------------------------------- the schema
 def complete(row, id, where):
     """Check one row and fill in what TOFU's own files leave out. where: file and line, for messages.

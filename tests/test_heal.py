@@ -215,3 +215,30 @@ def test_the_base_is_what_the_target_was_made_of(out, tmp_path, capsys):
          f"--base={folder / 'retrained'}")
     made, base = (load_run(folder / name)[0] for name in ("x", "retrained"))
     assert torch.allclose(flat(made), flat(base), atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ two honest rivals
+def test_swapped_rows_state_somebody_elses_facts_of_the_same_slot(tmp_path, tokenizer):
+    dataset = data.load(out=tmp_path, n_authors=20)
+    swapped = data.swapped(dataset.forget, dataset.retain)
+    same = 0
+    for row, other in zip(dataset.forget, swapped, strict=True):
+        assert other["questions"] == row["questions"] and other["author"] == row["author"]
+        assert all(data.states(answer, other["facts"]) for answer in other["answers"])
+        assert not any(kept["author"] in answer for kept in dataset.retain for answer in other["answers"])
+        owners = [kept["facts"] for kept in dataset.retain if kept["slot"] == row["slot"]]
+        assert other["facts"] in owners
+        same += other["facts"] == row["facts"]
+    assert same < 0.2 * len(swapped)
+    made = asu.keywords(asu.parse(["--method=swap"]), tokenizer, dataset, dataset.forget, dataset.retain)["forget"]
+    expected = data.training_examples(tokenizer, swapped)
+    assert [(e.swapped.prompt, e.swapped.answer) for e in made] == [(e.prompt, e.answer) for e in expected]
+    with pytest.raises(ValueError, match="nobody else has an answer"):
+        data.swapped(dataset.forget, dataset.retain[:3])
+
+
+def test_a_teacher_that_is_healed_and_not_smoothed_teaches_too(examples):
+    """At tau 1 there is no smoothing, and without healing nothing to learn."""
+    model, record = unlearned(examples, tau=1.0, strangers=examples[8:], heal_steps=10, heal_lr=1e-2)
+    assert record["steps"] == 2 and record["curve"][0]["forget_loss"] > 1e-3
+    assert unlearned(examples, tau=1.0)[1]["steps"] == 0
