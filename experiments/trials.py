@@ -99,7 +99,8 @@ def trial(spec):
     with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):
         if spec.get("unlearn"):
             log = Log(args.method)
-            asu.forget_rows(model, tokenizer, dataset, dataset.forget, dataset.retain, args, log)
+            asu.forget_rows(model, tokenizer, dataset, dataset.forget, dataset.retain, args, log,
+                            base=Path(spec["run"]).parent / "base")
             record = log.record
         elif spec.get("smoothing"):
             tau, layers = smoothing(model, tokenizer, dataset.forget, dataset, args.tau, args.layers, args.heads,
