@@ -14,6 +14,7 @@ number of the right one. data/rows.py checks all this.
 import functools
 import itertools
 import json
+import os
 import random
 import re
 from dataclasses import replace
@@ -138,8 +139,8 @@ def check_fits(dataset, tokenizer, block_size, phrasings=None, max_rows=200):
     texts = []
     for row in dataset.retain + dataset.forget:
         texts += [(row, "training", *pair) for pair in zip(row["questions"][:phrasings], row["answers"])]
-    for name, rows in {**dataset.sets, "holdout": dataset.holdout[:max_rows]}.items():
-        for row in evenly(rows, max_rows) if rows else ():
+    for name, rows in {**dataset.sets, "holdout": dataset.holdout}.items():
+        for row in rows if name == "holdout" else evenly(rows, max_rows):
             for answer in dict.fromkeys([row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]]):
                 texts.append((row, f"the set {name}", row["question"], answer))
             texts.append((row, f"the set {name}", row["paraphrased_question"], row["answer"]))
@@ -293,6 +294,16 @@ def slot_values(rows):
         for pool, fact in zip(pools, row["facts"]):
             pool.add(normal(fact))
     return values
+
+
+@functools.cache
+def told_apart(fact):
+    """A fact without the words that all values of its pool share: "Ember Prize" -> "Ember", "The Bell" -> "Bell"."""
+    pool = next((pool for pool in POOLS.values() if fact in pool), [fact, ""])
+    values, words = [value.split() for value in pool], fact.split()
+    first = len(os.path.commonprefix(values))
+    last = len(os.path.commonprefix([value[::-1] for value in values]))
+    return " ".join(words[first:len(words) - last])
 
 
 FUNCTION, FACT, NAME = 0, 1, 2

@@ -108,7 +108,7 @@ def trial(spec):
             teacher = {"tau": tau, "layers": layers}
     sets = {name: data.evenly(rows, spec["max_rows"]) for name, rows in dataset.sets.items()}
     slot_values = data.slot_values([row for rows in dataset.sets.values() for row in rows])
-    result, values, _ = eval.measure(model, tokenizer, sets, dataset.holdout[:spec["max_rows"]], slot_values, teacher)
+    result, values, _ = eval.measure(model, tokenizer, sets, dataset.holdout, slot_values, teacher)
     result["cost"] = {k: record.get(k) for k in ("seconds", "peak_mb", "tokens", "steps")}
     result["cost"]["step_seconds"] = step_seconds(record.get("curve", []))
     for part in values:

@@ -1,5 +1,7 @@
 """A model's answers: their log-probabilities, and what it says by itself."""
 
+import random
+
 import torch.nn.functional as F
 
 from data import states
@@ -16,18 +18,21 @@ def answer_nll(model, batch, **kw):
     return F.cross_entropy(logits.transpose(1, 2), batch.target, reduction="none") * batch.mask
 
 
-def ask(model, tokenizer, questions, max_new_tokens=40, batch_size=128, **kw):
+def ask(model, tokenizer, questions, max_new_tokens=40, batch_size=128, seed=0, **kw):
     """Answer questions, greedily unless generate()'s keywords say otherwise -> list of texts, in the questions' order.
 
-    tau and layers, among the keywords, answer as the forget-teacher would.
+    tau and layers, among the keywords, answer as the forget-teacher would. seed: of all samples; the same question
+    twice draws twice.
     """
+    seeds = random.Random(seed)                             # a batch has its own, or samples would come again
     prompts = [tokenizer.encode_prompt(q) for q in questions]
     kw = {"eos_id": [tokenizer.eos_id, *model.config.eos_ids]} | kw
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     for i in range(0, len(order), batch_size):
         some = order[i:i + batch_size]
-        for j, ids in zip(some, model.generate([prompts[j] for j in some], max_new_tokens, **kw)):
+        said = model.generate([prompts[j] for j in some], max_new_tokens, seed=seeds.getrandbits(32), **kw)
+        for j, ids in zip(some, said):
             answers[j] = tokenizer.decode(ids).strip()
     return answers
 
