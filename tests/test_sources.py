@@ -51,7 +51,8 @@ def test_what_is_too_new_is_seen():
 
 
 # ------------------------------------------------------------------------------------------------------ imports
-LEVELS = [["common"], ["data"], ["model"], ["lab", "baselines"], ["asu", "train", "eval", "sample"], ["experiments"]]
+LEVELS = [["common"], ["data"], ["model"], ["lab", "baselines"], ["asu", "train", "eval", "sample"], ["experiments"],
+          ["course"]]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 

@@ -1,0 +1,60 @@
+"""Problem 8: your own method, on authors that you have not seen, against three attacks."""
+
+import functools
+
+import pytest
+import torch
+
+import asu
+import data
+from course import leaderboard
+from course.checking import check, memorised, small_world
+
+SECONDS = 20        # of one core, for the method
+
+
+@functools.cache
+def tried(seed):
+    """The method on a small world -> ({model: {attack: share of forgotten facts stated}}, of kept facts, record).
+
+    Models: target, retrained, method; the first "attack" is to ask."""
+    asu.asks(leaderboard.read_method()[0])                  # no method: no need to train
+    tokenizer, forget, retain, _ = small_world(seed, n_authors=6, n_forgotten=2)
+    models = {"target": memorised(tokenizer, forget + retain, seed), "retrained": memorised(tokenizer, retain, seed)}
+    both = [data.training_examples(tokenizer, rows, 1) for rows in (forget, retain)]
+    models["method"], record = leaderboard.unlearned(models["target"], *both, *leaderboard.read_method(), SECONDS)
+    shares = {name: leaderboard.attacked(model, tokenizer, forget, phrasings=1) for name, model in models.items()}
+    kept = {name: leaderboard.stated(model, tokenizer, retain) for name, model in models.items()}
+    return models, shares, kept, record
+
+
+@pytest.mark.points(3)
+def test_it_runs_within_the_seconds_and_leaves_a_model(draw):
+    models, _, _, record = tried(draw.world)
+    check(all(torch.isfinite(p).all() for p in models["method"].parameters()), "the weights are not finite: a lower "
+          "lr, or a bounded loss")
+    check(record["cpu_seconds"] < SECONDS + 5, "the method goes on after its seconds are over")
+    check(any(not torch.equal(p, q) for p, q in zip(models["target"].parameters(), models["method"].parameters())),
+          "the weights did not change")
+
+
+@pytest.mark.points(4)
+def test_it_forgets(draw):
+    _, shares, _, _ = tried(draw.world)
+    check(shares["method"]["asked"] <= 0.5 * shares["target"]["asked"], "more than half of the forgotten facts are "
+          "still said")
+
+
+@pytest.mark.points(4)
+def test_it_keeps_the_rest(draw):
+    _, _, kept, _ = tried(draw.world)
+    check(kept["method"] >= 0.8 * kept["target"], "more than a fifth of the facts that should be kept are lost: a "
+          "larger c_retain, or more epochs")
+
+
+@pytest.mark.points(4)
+def test_it_stays_forgotten_under_the_worst_attack(draw):
+    _, shares, _, _ = tried(draw.world)
+    worst, name = leaderboard.worst_excess(shares["method"], shares["retrained"])
+    check(worst <= 0.5, "an attack (relearning half of the facts, four samples, 4 bits) brings back more than half of "
+          "the forgotten facts beyond what the retrained model says under it")

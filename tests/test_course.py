@@ -1,0 +1,247 @@
+"""The course kit: the starter kit, the grader on good and unfinished work, the mutants, Gradescope, bad input."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from common import HOME, UserError
+from course import MUTANTS, PROBLEMS, STUDENTS_TESTS, TESTS, WRITTEN, grade, make, mutants, points
+from course.make import blanked, find, kit, restored, tree
+from tests.conftest import call
+
+HANDOUT = (HOME / "course/README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def files():
+    return tree()
+
+
+@pytest.fixture(scope="module")
+def reference(files, tmp_path_factory):
+    """The repository as a submission -> (its folder, full marks for the written questions)"""
+    folder = tmp_path_factory.mktemp("reference")
+    return folder, grade.reference(folder, files)
+
+
+@pytest.fixture
+def work(reference, tmp_path):
+    """A copy of the reference's files, to be spoilt."""
+    for path in {path for functions in PROBLEMS.values() for path, _ in functions}:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(reference[0] / path, tmp_path / path)
+    return tmp_path
+
+
+# ------------------------------------------------------------------------------------------------------- the tables
+def test_eight_problems_are_worth_110_points_and_each_test_says_how_many():
+    assert list(PROBLEMS) == list(range(1, 9)) and sum(map(points, PROBLEMS)) == 110
+    assert [points(problem) for problem in PROBLEMS] == [10, 10, 10, 15, 15, 15, 20, 15]
+    for problem in PROBLEMS:
+        worth = grade.test_points((HOME / f"course/test_p{problem}.py").read_text())
+        assert sum(worth.values()) == TESTS[problem], problem
+
+
+def test_the_handout_names_every_function_command_and_number_of_points():
+    for problem, functions in PROBLEMS.items():
+        part = re.search(rf"^## Problem {problem}\b.*?(?=^## )", HANDOUT, re.M | re.S)[0]
+        assert f"({points(problem)} points)" in part.splitlines()[0]
+        assert f"pytest course -m p{problem}" in part
+        for path, name in functions:
+            assert f"`{name}`" in part and f"`{path}`" in part, (problem, name)
+        for word in ("**Deliverable.**", "**Time.**", "**Hint.**", "**Slower machine.**"):
+            assert word in part, (problem, word)
+        assert (problem in MUTANTS) == (STUDENTS_TESTS.format(problem) in part)
+        assert (problem in WRITTEN) == (f"W{problem}" in part)
+    rubric = (HOME / "course/staff/README.md").read_text()
+    for problem, most in WRITTEN.items():
+        assert f"### W{problem} ({most} points)" in rubric
+
+
+# -------------------------------------------------------------------------------------------------- the starter kit
+def test_a_body_is_replaced_and_its_signature_docstring_and_neighbours_stay():
+    source = ('import a\n\n\n@deco\ndef f(x,\n      y=1):\n    """Doc\n    string."""\n    # why\n    return x\n\n\n'
+              'class C:\n    def g(self):\n        return 1\n\n    def h(self):\n        """Doc."""\n        return 2\n')
+    assert blanked(source, "f", 3, "m.py") == source.replace(
+        "    # why\n    return x\n", '    raise NotImplementedError("problem 3: f")\n')
+    assert blanked(source, "C.g", 3, "m.py") == source.replace(
+        "return 1", 'raise NotImplementedError("problem 3: C.g")')
+    with pytest.raises(UserError, match="m.py has no function k"):
+        blanked(source, "k", 3, "m.py")
+    with pytest.raises(UserError, match="in one line"):
+        blanked("def f(): return 1\n", "f", 3, "m.py")
+    assert restored(blanked(source, "C.h", 3, "m.py"), source, "C.h", "m.py") == source
+    assert restored("x = 1\n", source, "f", "m.py") == "x = 1\n"
+
+
+def test_the_kit_is_this_repository_without_the_answers(files):
+    made = kit(files)
+    for problem, functions in PROBLEMS.items():
+        for path, name in functions:
+            node, whole = (find(source[path].decode(), name, path) for source in (made, files))
+            assert ast.get_docstring(node) == ast.get_docstring(whole) is not None, name
+            assert ast.dump(node.args) == ast.dump(whole.args)
+            assert len(node.body) == 2 and isinstance(node.body[1], ast.Raise), name
+            assert f"problem {problem}: {name}" in ast.unparse(node.body[1])
+    changed = {path for path in made if made[path] != files[path]}
+    assert changed == {path for functions in PROBLEMS.values() for path, _ in functions}
+    left_out = set(files) - set(made)
+    assert {"course/grade.py", "course/make.py", "course/mutants.py", "docs/theory.md"} <= left_out
+    assert all(path.startswith(("course/", "docs/")) for path in left_out)
+    assert {"course/README.md", "course/test_p3.py", "README.md", "config/tiny.args"} <= set(made)
+    assert not any("staff" in path or path.startswith((".git/", "tests/")) for path in made)
+
+
+def test_solved_problems_keep_their_reference(files):
+    made = kit(files, solved=[1, 2])
+    assert made["model.py"] == files["model.py"] and made["asu.py"] != files["asu.py"]
+    assert blanked(blanked(made["asu.py"].decode(), "Frozen.remember", 3, ""), "Frozen.says", 3, "") == \
+        made["asu.py"].decode()
+    assert b'"problem 2' not in made["asu.py"] and b'"problem 3' in made["asu.py"]
+
+
+@pytest.mark.slow
+def test_a_student_can_start(tmp_path):
+    """The command makes the kit; a problem's tests run by its mark alone, and say what is missing."""
+    call(make, f"--out={tmp_path / 'kit'}")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    done = subprocess.run([sys.executable, "-m", "pytest", "course", "-m", "p2"], cwd=tmp_path / "kit",
+                          capture_output=True, text=True, env=env)
+    tests = len(grade.test_points((HOME / "course/test_p2.py").read_text()))
+    assert f"{tests} failed" in done.stdout and "passed" not in done.stdout
+    assert done.stdout.count("NotImplementedError: problem 2: forward_kl") >= tests
+
+
+# -------------------------------------------------------------------------------------------------------- the grader
+@pytest.mark.slow
+def test_the_reference_gets_110_of_110(files, reference):
+    folder, marks = reference
+    lines = grade.grade(files, folder, "a secret", marks, jobs=2)
+    assert grade.total(lines) == sum(line[3] for line in lines) == 110, grade.table(lines)
+    result = grade.results(lines, 61.4)
+    assert result["score"] == 110 and result["execution_time"] == 61
+    for test in result["tests"]:
+        assert {"name", "score", "max_score", "output", "visibility", "status"} <= test.keys()
+        assert test["score"] == test["max_score"] and test["status"] == "passed"
+    assert abs(sum(test["max_score"] for test in result["tests"]) - 110) < 0.01
+    assert "sum: 110 of 110" in result["output"]
+
+
+@pytest.mark.slow
+def test_the_starter_kit_gets_nothing_and_every_test_says_not_implemented(files, tmp_path):
+    make.write(make.students_tests(kit(files)), tmp_path)
+    lines = grade.grade(files, tmp_path, "a secret", None, jobs=2)
+    assert grade.total(lines) == 0 and sum(line[3] for line in lines) == pytest.approx(110)
+    tests = [line for line in lines if line[1].startswith("test_")]
+    assert len(tests) == sum(len(grade.test_points(files[f"course/test_p{p}.py"].decode())) for p in PROBLEMS)
+    for problem, name, _, _, output in tests:
+        assert output in [f"problem {problem}: {function}" for _, function in PROBLEMS[problem]], (name, output)
+    assert {line[4] for line in lines if line[1].startswith("mutant")} == {
+        f"{STUDENTS_TESTS.format(p)} has no test that runs" for p in MUTANTS}
+    assert [line[4] for line in lines if line[1] == "written question"] == ["not marked yet"] * 3
+
+
+def test_every_mutant_is_another_function_and_there_are_enough(files):
+    for problem in MUTANTS:
+        made = mutants.variants(files, problem)
+        assert len(made) >= 9 and len({code for _, code in made.values()}) == len(made)
+    with pytest.raises(UserError, match="stands 0 times in npo"):
+        mutants.mutated(files, "baselines.py", "npo", "no such text", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", list(MUTANTS))
+def test_every_mutant_dies_on_the_hidden_tests_and_the_reference_does_not(files, tmp_path, problem):
+    make.write(kit(files, PROBLEMS) | {"course/inside.py": files["course/inside.py"]}, tmp_path)
+    job = {"kind": "variants", "file": f"course/test_p{problem}.py", "seed": "hidden", "each": 60,
+           "variants": mutants.variants(files, problem), "forbidden": [str(HOME)]}
+    messages, why = grade.sandbox(job, tmp_path)
+    outcomes = {message["variant"]: message for message in messages if "variant" in message}
+    assert not why and outcomes.keys() == job["variants"].keys()
+    survived = [name for name, outcome in outcomes.items() if outcome["passed"] == outcome["tests"]]
+    assert survived == [""] and outcomes[""]["tests"] > 3
+
+
+@pytest.mark.slow
+def test_a_mistake_in_one_function_costs_its_test_and_gives_its_hint(files, work):
+    text = (work / "baselines.py").read_text().replace("mask.sum(1) - gamma", "mask.size(1) - gamma")
+    (work / "baselines.py").write_text(text)
+    lines = grade.grade_tests(files, work, 4, "s", {})
+    wrong = [line for line in lines if line[1] < line[2]]
+    assert [line[0] for line in wrong] == ["test_simnpo_is_normalised_by_length_and_has_no_reference"]
+    assert "the length of an answer is mask.sum(1), without padding" in wrong[0][3]
+
+
+@pytest.mark.slow
+def test_a_problem_does_not_suffer_from_another_one_in_the_same_file(files, work):
+    """asu.py without problem 3; and what a submission raises does not reach its author, unless it is a hint of ours."""
+    source = blanked((work / "asu.py").read_text(), "Frozen.says", 3, "asu.py")
+    (work / "asu.py").write_text(source)
+    assert all(score == most for _, score, most, _ in grade.grade_tests(files, work, 2, "s", {}))
+    (work / "asu.py").write_text(source.replace("    kl = F.kl_div", '    raise ValueError(open(__file__).read())\n'
+                                                                     "    kl = F.kl_div", 1))
+    assert {output for _, _, _, output in grade.grade_tests(files, work, 2, "s", {})} == {"it raised ValueError"}
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+@pytest.mark.parametrize("spoil, message", [
+    (lambda work: (work / "asu.py").unlink(), "asu.py is missing"),
+    (lambda work: (work / "asu.py").write_text("def f(:\n"), "asu.py, line 1: "),
+    (lambda work: (work / "asu.py").write_bytes(b"\xff\xfe"), "asu.py cannot be read as Python"),
+    (lambda work: (work / "asu.py").write_text("x = 1\n"), "asu.py has no function forward_kl"),
+    (lambda work: (work / "asu.py").write_text("def forward_kl(teacher, student, mask):\n    pass\n"),
+     r"forward_kl has the signature \(teacher, student, mask\); \(teacher_logp, student_logp, mask\) is needed")])
+def test_a_submission_that_cannot_be_taken_gets_one_clear_line(files, work, spoil, message):
+    spoil(work)
+    lines = grade.grade_tests(files, work, 2, "s", {})
+    outputs = {output for *_, output in lines}
+    assert len(outputs) == 1 and re.search(message, outputs.pop()) and not any(score for _, score, _, _ in lines)
+
+
+def test_no_folder_no_secret_no_marks_are_one_line_and_others_go_on(files, work, tmp_path, capsys):
+    def refused(script, *flags):
+        with pytest.raises(SystemExit) as stop:
+            call(script, *flags)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and "Traceback" not in error
+        return error
+    assert "--seed=SECRET" in refused(grade, work) and "which submission" in refused(grade, "--seed=s")
+    assert "is needed" in refused(grade, work, "--seed=s", "--marks=nowhere.json")
+    assert "is not a list of problems" in refused(grade, work, "--seed=s", "--problems=9")
+    assert "--out=DIR" in refused(make) and "--seed=SECRET" in refused(make, f"--gradescope={tmp_path / 'a.zip'}")
+    assert "is there already" in refused(make, f"--out={work}")
+    (work / "asu.py").unlink()
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "grades"
+    error = refused(grade, tmp_path / "none", tmp_path / "empty", work, "--seed=s", "--problems=2", f"--out={out}")
+    assert error.count("\n") == 2 and "none is not a folder" in error and "holds none of the files" in error
+    graded = json.loads((out / work.name / "results.json").read_text())
+    assert graded["score"] == 0 and "asu.py is missing" in graded["output"]
+    assert json.loads((out / "none" / "results.json").read_text())["score"] == 0
+
+
+# -------------------------------------------------------------------------------------------------------- Gradescope
+@pytest.mark.slow
+def test_the_autograders_zip_grades_a_submission_at_home(work, tmp_path):
+    make.gradescope(tmp_path / "autograder.zip", "a secret", flags="--problems=2")
+    place = tmp_path / "autograder"
+    with zipfile.ZipFile(tmp_path / "autograder.zip") as archive:
+        archive.extractall(place / "source")
+        assert archive.getinfo("run_autograder").external_attr >> 16 & 0o111
+    shutil.copytree(work, place / "submission", ignore=shutil.ignore_patterns("autograder*"))
+    env = os.environ | {"AUTOGRADER": str(place), "PYTHON": sys.executable}
+    for script in ("setup.sh", "run_autograder"):
+        assert subprocess.run(["bash", "-n", place / "source" / script]).returncode == 0
+    done = subprocess.run(["bash", place / "source" / "run_autograder"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((place / "results" / "results.json").read_text())
+    passed = [test for test in result["tests"] if test["status"] == "passed"]
+    assert result["score"] == TESTS[2] == sum(test["score"] for test in passed)
+    assert "a secret" not in json.dumps(result)
