@@ -229,7 +229,7 @@ def test_a_method_with_an_instruction_says_what_it_needs(examples, tokenizer, au
         long = [behind(e, [3] * 60) for e in examples[:8]]
         asu.unlearn(small_model(), long, examples[8:], method="duet", retain_loss="none")
     for method, given in (("duet", True), ("npo", False)):
-        settings = asu.keywords(asu.parse([f"--method={method}"]), tokenizer, [row], [row])
+        settings = asu.keywords(asu.parse([f"--method={method}"]), tokenizer, None, [row], [row])
         assert [bool(e.prompted) for e in settings["forget"]] == [given] * len(row["questions"])
         assert not any(e.prompted for e in settings["retain"])
 
