@@ -25,6 +25,7 @@ from common import UserError
 from common.cli import Parser, positive_int, run, whole
 from common.files import check_writable, write_file
 from experiments.trials import draws, gaps, run_trials, spec_of, trial_flags
+from lab import recover
 from lab.report import markdown, plt, save_figure
 
 LR, C_FORGET, ENOUGH = (1e-4, 3e-3), (0.1, 3.0), 0.95
@@ -58,7 +59,8 @@ PAPER = {       # MU / FE on TOFU forget10, Llama-2-7b-chat, as the ASU paper re
 WHOLE = 0.9     # of the retrained model's coherence: a row below it says broken sentences, and the table names it
 COLUMNS = (     # heading, part of the result, metric; one that no row has is left out
     ("gap to retrain", "aggregate", "gap_to_retrain"), ("coherence", "forget", "coherence"),
-    ("forget facts", "forget", "fact_accuracy"), ("held-out", "forget", "fact_accuracy_heldout_phrasing"),
+    ("recovered", "attack", "recovered"), ("forget facts", "forget", "fact_accuracy"),
+    ("held-out", "forget", "fact_accuracy_heldout_phrasing"),
     ("prob.", "forget", "probability"), ("ROUGE-L", "forget", "rouge_l"), ("truth r.", "forget", "truth_ratio"),
     ("FQ D", "aggregate", "forget_quality_d"), ("FQ p", "aggregate", "forget_quality_p"),
     ("Min-k% AUC", "forget", "mia_min_k"), ("PrivLeak", "forget", "privleak"),
@@ -152,7 +154,7 @@ def report_draw(chosen, spec, keys, jobs):
             if "unlearn" in (settings or {}):
                 settings = {"unlearn": settings["unlearn"] | {"seed": seed}}
             if row != OTHER_SEED:
-                specs[row, seed] = spec(row, key, **settings)
+                specs[row, seed] = spec(row, key, attack="smoothing" not in settings, **settings)
     done = run_trials(specs, jobs, "reported")
     seeds = list(keys)
     for seed, other in zip(seeds, seeds[1:] + seeds[:1]):
@@ -165,7 +167,18 @@ def report_draw(chosen, spec, keys, jobs):
                 results.setdefault(row, {})[seed] = done[row, seed]["result"]
                 if row != "retrained":
                     gaps([done[row, seed]], done["retrained", seed])
+    add_recovered(results)
     return results
+
+
+def add_recovered(results):
+    """The recovered share (lab/recover.py) of every row that was attacked, against the models of the same seed."""
+    for by_seed in results.values():
+        for seed, result in by_seed.items():
+            if "attack" in result:
+                mrr = [x["attack"]["relearn8"]["mrr"]
+                       for x in (result, results["retrained"][seed], results["target"][seed])]
+                result["attack"]["recovered"] = recover.recovered_share(*mrr)
 
 
 def measure_costs(chosen, spec, key):

@@ -129,10 +129,21 @@ def test_every_row_is_held_against_the_retrained_model_of_its_own_seed(monkeypat
     own = [((row, seed), against) for (row, seed), against in pairs if row != "retrained"]
     assert own == [((row, seed), ("retrained", seed)) for row in ("target", "teacher of ASU_GD", "ASU_GD", "NPO_GD")
                    for seed in range(3)]
-    assert specs["retrained", 2] == ("retrained", "k2", "retrained", {})
-    assert specs["NPO_GD", 1] == ("NPO_GD", "k1", "target", {"unlearn": chosen["NPO_GD"] | {"seed": 1}})
-    tau = chosen["ASU_GD"]["tau"]
-    assert specs["teacher of ASU_GD", 0][3] == {"smoothing": {"tau": tau, "layers": "all", "heads": "all"}}
+    assert specs["retrained", 2] == ("retrained", "k2", "retrained", {"attack": True})
+    assert specs["NPO_GD", 1] == ("NPO_GD", "k1", "target", {"attack": True,
+                                                             "unlearn": chosen["NPO_GD"] | {"seed": 1}})
+    smoothing = {"tau": chosen["ASU_GD"]["tau"], "layers": "all", "heads": "all"}
+    assert specs["teacher of ASU_GD", 0][3] == {"attack": False, "smoothing": smoothing}
+
+
+def test_the_recovered_share_is_of_the_same_seeds_target_and_retrained_model():
+    def attacked(*mrr):
+        return {seed: {"attack": {"relearn8": {"mrr": x}}} for seed, x in enumerate(mrr)}
+    results = {"target": attacked(1.0, 0.9), "retrained": attacked(0.2, 0.1), "NPO_GD": attacked(0.6, 0.7),
+               "teacher of ASU_GD": {0: {}, 1: {}}}
+    compare.add_recovered(results)
+    assert [results["NPO_GD"][seed]["attack"]["recovered"] for seed in (0, 1)] == pytest.approx([0.5, 0.75])
+    assert results["target"][1]["attack"]["recovered"] == 1 and results["teacher of ASU_GD"] == {0: {}, 1: {}}
 
 
 def test_differences_are_paired_by_seed():
@@ -321,6 +332,7 @@ def test_the_comparison_end_to_end(done):
     difference = np.mean([npo["aggregate"]["gap_to_retrain"] - ours["aggregate"]["gap_to_retrain"]
                           for npo, ours in zip(rows["NPO_GD"], rows["ASU_GD"])])
     assert report["differences"]["NPO_GD"][0] == pytest.approx(difference)
+    assert all(result["attack"]["rank_auc"] > 0 for result in rows["NPO_GD"])
     assert all(cost["ms_per_step"] > 0 and cost["peak_mb"] > 50 for cost in report["costs"].values())
     text = (done / "compare/compare_forget10.md").read_text()
     assert "| NPO_GD " in text and "- ASU_GD: " in text
