@@ -45,7 +45,7 @@ from common.files import check_writable
 from common.hf import local_dir
 from data import mean_over_answers
 from lab import parallel, plan
-from lab.answers import answer_logp, fact_accuracy
+from lab.answers import answer_logp, answer_nll, fact_accuracy
 from lab.choose import smoothing, tau_flag
 from lab.optim import Log, adamw, lr_at
 from lab.runs import (
@@ -74,6 +74,7 @@ from model import attention_scales, read_config
 #     hidden, teacher_hidden, reference_hidden   (B, A, C)   residual streams after --hidden_layer layers
 #     refused_nll, refused_s, ...   the same for the same prompts, answered by a refusal
 #     prompted_reference_logp, ...  the same for the same answers, behind an instruction and the question
+#     swapped_nll, ...              the same for the same prompts, answered with somebody else's value
 # A parameter with a default is the method's own knob (--beta).
 def forward_kl(teacher_logp, student_logp, mask):
     """KL(teacher || student), the teacher first: mass where the teacher has mass (equation of L_ASU). -> scalar >= 0.
@@ -119,7 +120,8 @@ def asks(loss):
     return [name for name, p in inspect.signature(loss).parameters.items() if p.default is p.empty] if loss else []
 
 
-VARIANTS = {"refused_": "refusal", "prompted_": "prompted"}        # start of a parameter's name -> field of an Example
+VARIANTS = {        # start of a parameter's name -> field of an Example
+    "refused_": "refusal", "prompted_": "prompted", "swapped_": "swapped"}
 
 
 def variant(name):
@@ -150,11 +152,12 @@ class Frozen:
     its hidden states at answer tokens, T x C numbers an answer in CPU memory, and its head, (V, C), a copy if training
     changes the model's. live=True keeps a second model instead, as the paper does: the same to 1e-5."""
 
-    def __init__(self, model, tau=None, layers=None, alpha=1.0, hidden_layer=None, live=False):
+    def __init__(self, model, tau=None, layers=None, alpha=1.0, hidden_layer=None, live=False, healed=None):
         self.smoothing = {"teacher": {"tau": tau, "layers": layers}, "reference": {}}
         self.n_layers = {"logp": None, "hidden": hidden_layer}              # behind an output; None: all of them
-        self.model, self.alpha, self.states, self.head = model, alpha, {}, None
-        self.live = parallel.copy_of(model).requires_grad_(False).eval() if live else None
+        self.alpha, self.live, self.states, self.head = alpha, live, {}, None
+        model = parallel.copy_of(model).requires_grad_(False).eval() if live else model
+        self.models = {"teacher": healed or model, "reference": model}
 
     def needs(self, name):
         """The outputs (who, what) that a loss's parameter is made of; none where it is not theta_0's."""
@@ -165,24 +168,26 @@ class Frozen:
     @torch.no_grad()
     def remember(self, loss, examples):
         """Ask theta_0, as it is now, all that a loss will want to know about these examples."""
-        for name in asks(loss) if self.live is None else ():
+        for name in asks(loss) if not self.live else ():
             for who, what in self.needs(name):
+                model = self.models[who]
                 for _, part in data.by_length(variants(examples, variant(name)[0]), 64):
-                    batch = data.collate(part, self.model.device)
-                    hidden = self.model.hidden(batch.idx, n_layers=self.n_layers[what], **self.smoothing[who])
+                    batch = data.collate(part, model.device)
+                    hidden = model.hidden(batch.idx, n_layers=self.n_layers[what], **self.smoothing[who])
                     for example, h in zip(part, batch.at_answers(hidden)):
                         self.states[who, what, id(example)] = h[:len(example.answer)].to("cpu", copy=True)      # (T, C)
                 if what == "logp" and self.head is None:
-                    weight = parallel.whole(self.model.lm_head.weight.detach())
-                    self.head = weight.clone() if self.model.lm_head.weight.requires_grad else weight
+                    weight = parallel.whole(self.models["reference"].lm_head.weight)
+                    self.head = weight.detach().clone() if weight.requires_grad else weight
 
     @torch.no_grad()
     def says(self, who, what, examples, batch):
         """The "teacher"'s or the "reference"'s "logp" (B, A, V) or "hidden" (B, A, C) at answer tokens."""
-        if self.live is not None:
-            hidden = self.live.hidden(batch.idx, n_layers=self.n_layers[what], **self.smoothing[who])
+        if self.live:
+            model = self.models[who]
+            hidden = model.hidden(batch.idx, n_layers=self.n_layers[what], **self.smoothing[who])
             hidden = batch.at_answers(hidden)
-            return hidden if what == "hidden" else self.live.lm_head(hidden).float().log_softmax(-1)
+            return hidden if what == "hidden" else model.lm_head(hidden).float().log_softmax(-1)
         hidden = [self.states[who, what, id(example)] for example in examples]
         hidden = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True).to(batch.idx.device)
         return hidden if what == "hidden" else F.linear(hidden, self.head).float().log_softmax(-1)
@@ -196,6 +201,30 @@ class Frozen:
         z = self.says("reference", what, examples, batch)
         z = z + self.alpha * (z_tau - z)
         return z if what == "hidden" else z.log_softmax(-1)
+
+
+def heal(model, strangers, steps, lr=1e-3, batch_size=32, tau=None, layers=None, micro_batches=1, seed=0):
+    """A copy of the model that speaks at tau again: trained there, for a few steps, on rows about nobody it knows.
+
+    Smoothing breaks language and recall alike. Language is the same whomever it is about, so strangers bring it back;
+    facts are not, so they stay away. The head stays theta_0's. strangers: Examples. Ours, not the paper's."""
+    model, rng, batches = parallel.copy_of(model), random.Random(f"heal {seed}"), []
+    model.lm_head.weight.requires_grad_(False)
+    optimizer = adamw(parallel.settled(model), lr, weight_decay=0.0)
+    while len(batches) < steps:
+        batches += data.bucketed([len(e) for e in strangers], batch_size, rng)
+    for step, batch in enumerate(batches[:steps]):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, steps, lr, 0.1)
+        for part, n in parallel.micro_batches([strangers[i] for i in batch], micro_batches):
+            rows = data.collate(part, model.device)
+            loss = mean_over_answers(answer_nll(model, rows, tau=tau, layers=layers), rows.mask)
+            parallel.backward(model, n / len(batch) * loss)
+        parallel.add_gradients(model)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return model.eval()
 
 
 def look(model, theta_0, examples, loss):
@@ -231,7 +260,7 @@ def look(model, theta_0, examples, loss):
 def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="asu", retain_loss="gd", beta=None,
             refusals=(), c_forget=1.0, c_retain=1.0, epochs=10, lr=1e-3, batch_size=32, micro_batches=1, warmup=0.1,
             weight_decay=0.01, grad_clip=1.0, optimizer_dtype="float32", seed=0, teacher="cached", hidden_layer=None,
-            teacher_model=None, log=None):
+            teacher_model=None, heal_steps=0, heal_lr=1e-3, strangers=(), start=None, log=None):
     """Unlearn `forget` from `model` (changed in place) and return it.
 
     forget, retain: lists of data.Example. An epoch passes over the forget set once; each of its examples meets a
@@ -239,12 +268,14 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     RETAIN_LOSSES. tau, layers: the teacher's smoothing, see model.attention_scales. alpha: see Frozen.teacher. beta:
     the method's own knob (None: its default). refusals: token ids of refusing answers. warmup: share of the steps.
     teacher: cached or live, see Frozen. hidden_layer: layers behind a hidden state (None: half of them).
-    teacher_model: theta_0, if it is not `model` as it is now. log: an optim.Log, which keeps the record. Raises
-    ValueError for settings that do not fit together, empty sets, rows that are too long, a loss that is not finite.
+    teacher_model: theta_0, if it is not `model` as it is now. heal_steps, heal_lr, strangers: see heal. start: moves
+    the student, in place, to where it begins, once theta_0 has been asked (None: it begins at theta_0). log: an
+    optim.Log, which keeps the record. Raises ValueError for settings that do not fit together, empty sets, rows that
+    are too long, a loss that is not finite.
     """
     hidden_layer = max(1, model.config.n_layer // 2) if hidden_layer is None else hidden_layer
     check_settings(model, forget, retain, tau, layers, method, retain_loss, beta, refusals, teacher, hidden_layer)
-    if method == "asu" and torch.as_tensor(tau).eq(1).all():
+    if method == "asu" and torch.as_tensor(tau).eq(1).all() and not heal_steps:
         print("tau=1 is no smoothing: the teacher is the model itself, and nothing changes", flush=True)
         epochs = 0
     forget_loss, retain_loss, knob = METHODS[method], RETAIN_LOSSES[retain_loss], {} if beta is None else {"beta": beta}
@@ -256,9 +287,16 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     batches, steps = [[(forget[i], retain[j] if retain else None) for i, j in batch] for batch in numbers], len(numbers)
     drawn = {j for batch in numbers for _, j in batch}
 
-    theta_0 = Frozen(teacher_model or model, tau, layers, alpha, hidden_layer, live=teacher == "live")
+    original, healed = teacher_model or model, None
+    if heal_steps and smooths(method):
+        healed = heal(original, strangers, heal_steps, heal_lr, batch_size, tau, layers, micro_batches, seed)
+    theta_0 = Frozen(original, tau, layers, alpha, hidden_layer, teacher == "live", healed)
     theta_0.remember(forget_loss, forget)
     theta_0.remember(retain_loss, [retain[j] for j in sorted(drawn)] if retain_loss else [])
+    if teacher == "cached":
+        theta_0.models = healed = None                      # what they say is known
+    if start:
+        start(model)
     optimizer = adamw(parallel.settled(model), lr, weight_decay, optimizer_dtype)
     print(f"{method}: {len(forget)} forget and {len(retain)} retain examples, {epochs} epochs, {steps} steps of "
           f"{batch_size} + {batch_size}" + f", teacher {teacher}" * smooths(method), flush=True)
@@ -289,18 +327,14 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
 
 def with_refusals(examples, loss, refusals, rng):
     """The examples, each with a refusal beside its answer if the loss asks for one."""
-    if not teaches_refusals(loss):
+    if not asks_about(loss, "refused_"):
         return examples
     return [replace(e, refusal=data.Example(e.prompt, rng.choice(refusals))) for e in examples]
 
 
-def teaches_refusals(loss):
-    return any(variant(name)[0] == "refused_" for name in asks(loss))
-
-
-def reads_instruction(loss):
-    """Whether theta_0 is asked behind an instruction."""
-    return any(variant(name)[0] == "prompted_" for name in asks(loss))
+def asks_about(loss, start):
+    """Whether a loss needs the sequences of a variant, such as "refused_"."""
+    return any(variant(name)[0] == start for name in asks(loss))
 
 
 def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta, refusals, teacher, hidden_layer):
@@ -319,7 +353,7 @@ def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta
         raise UserError(f"method {method} has no beta")
     if not forget or (not retain and retain_loss != "none"):
         raise UserError("the forget set and the retain set must not be empty")
-    if not refusals and (teaches_refusals(METHODS[method]) or teaches_refusals(RETAIN_LOSSES[retain_loss])):
+    if not refusals and any(asks_about(loss, "refused_") for loss in (METHODS[method], RETAIN_LOSSES[retain_loss])):
         raise UserError(f"method {method} teaches refusals, but there are none")
     if not smooths(method):
         return
@@ -369,6 +403,14 @@ def parse(argv=None):
     add("--epochs", type=cli.positive_int, default=10, help="passes over the forget set")
     add("--lr", type=cli.positive_float, default=1e-3)
     add("--warmup", type=cli.fraction, default=0.1, help="share of the steps")
+    add("--heal", type=cli.number(int, 0, 10**6, "a whole number from 0 to 10^6"), default=0, help="steps in which the "
+        "smoothed model learns to speak again, on strangers, before it teaches")
+    add("--heal_lr", type=cli.positive_float, default=1e-3, help="learning rate of --heal")
+    add("--start", type=cli.fraction, default=1.0, help="where the student starts on the way from the base (0) to the "
+        "model to unlearn (1, as in the paper)")
+    add("--base", help="the base of --start (default: what the model to unlearn was fine-tuned from)")
+    add("--replay", type=cli.number(float, 0, 100, "a number from 0 to 100"), default=0.0, help="strangers and world "
+        "facts beside the retain rows, for each of these")
     add("--teacher", choices=["cached", "live"], default="cached", help="cached hidden states, or a second live model")
     cli.model_flags(p)
     cli.training_flags(p, "forget examples a step; as many retain examples beside them")
@@ -380,43 +422,93 @@ def parse(argv=None):
             p.error(f"--target=hidden is a form of ASU, not of --method={args.method}")
         args.method = "asu_hidden"
     asked = asks(METHODS[args.method]) + asks(RETAIN_LOSSES[args.retain])
-    unused = [] if smooths(args.method) else ["tau", "layers", "heads", "alpha"]
+    unused = [] if smooths(args.method) else ["tau", "layers", "heads", "alpha", "heal", "heal_lr"]
+    unused += ["base"] if args.start == 1 else []
     unused += [] if any(name.endswith("hidden") for name in asked) else ["hidden_layer"]
     if unused := [f"--{flag}" for flag in unused if flag in p.given]:
         print(f"--method={args.method} --retain={args.retain} does not use {', '.join(unused)}", flush=True)
     return args
 
 
-def keywords(args, tokenizer, request, retain):
+def keywords(args, tokenizer, dataset, request, retain):
     """Keywords of unlearn by the flags. request, retain: rows to forget and to retain."""
+    forget, strangers = forget_examples(args, tokenizer, request, retain), []
+    retain = data.training_examples(tokenizer, retain, args.phrasings)
+    if args.heal or args.replay:
+        unmet = data.unmet(dataset)
+        strangers = data.stranger_examples(tokenizer, unmet, args.heal * args.batch_size)
+        retain = retain + data.stranger_examples(tokenizer, unmet, int(args.replay * len(retain)))
     flags = ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size", "micro_batches", "warmup",
              "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher", "hidden_layer")
-    instruction = data.INSTRUCTION if reads_instruction(METHODS[args.method]) else ""
     return {flag: getattr(args, flag) for flag in flags} | {
-        "forget": data.training_examples(tokenizer, request, args.phrasings, instruction),
-        "retain": data.training_examples(tokenizer, retain, args.phrasings), "retain_loss": args.retain,
+        "forget": forget, "retain": retain, "retain_loss": args.retain,
+        "heal_steps": args.heal, "heal_lr": args.heal_lr, "strangers": strangers,
         "refusals": [data.encode(tokenizer, "", text).answer for text in data.REFUSALS]}
 
 
-def forget_rows(model, tokenizer, dataset, request, retain, args, log, original=None):
+def forget_examples(args, tokenizer, request, retain):
+    """Rows to forget as Examples, each with what the method wants beside it."""
+    loss = METHODS[args.method]
+    instruction = data.INSTRUCTION if asks_about(loss, "prompted_") else ""
+    examples = data.training_examples(tokenizer, request, args.phrasings, instruction)
+    if asks_about(loss, "swapped_"):
+        others = data.training_examples(tokenizer, data.swapped(request, retain), args.phrasings)
+        examples = [replace(example, swapped=other) for example, other in zip(examples, others, strict=True)]
+    return examples
+
+
+def forget_rows(model, tokenizer, dataset, request, retain, args, log, original=None, base=None):
     """One request from rows to weights, as the flags say: choose tau and heads, then unlearn, in place. -> tau
 
-    original: theta_0, if it is not `model` as it is now."""
+    original: theta_0, if it is not `model` as it is now. base: what theta_0 was fine-tuned from, a run, directory or
+    hub id, for --start."""
     tau = layers = None
+    settings = keywords(args, tokenizer, dataset, request, retain)
     if smooths(args.method):
-        chosen = smoothing(original or model, tokenizer, request, dataset, args.tau, args.layers, args.heads,
-                           args.phrasings)
+        theta_0 = original or model
+
+        def healed(tau, layers):
+            return heal(theta_0, settings["strangers"], args.heal, args.heal_lr, args.batch_size, tau, layers,
+                        args.micro_batches, args.seed)
+        chosen = smoothing(theta_0, tokenizer, request, dataset, args.tau, args.layers, args.heads, args.phrasings,
+                           healed if args.heal else None)
         tau, layers = parallel.from_first(chosen)
     prepare(model, args)
-    settings = keywords(args, tokenizer, request, retain)
-    unlearn(model, **settings, tau=tau, layers=layers, teacher_model=original, log=log)
+    start = None if args.start == 1 else lambda student: go_back(student, load_run(
+        base, model.device, model.dtype, args.shard, args)[0], args.start)
+    unlearn(model, **settings, tau=tau, layers=layers, teacher_model=original, start=start, log=log)
     return tau
 
 
-def memory(args, parent, device, dtype, rows):
+@torch.no_grad()
+def go_back(student, base, share):
+    """Move the student, in place, from theta_0 to base + share (theta_0 - base): where it has yet to learn what it is
+    to forget. Unlearning from theta_0 itself mostly teaches it not to say what it knows. Ours, not the paper's."""
+    if student.config != base.config:
+        raise UserError("--start needs the model that --run was fine-tuned from, and the base has another shape; give "
+                        "--base")
+    for now, before in zip(student.parameters(), base.parameters()):
+        now.lerp_(before, 1 - share)
+
+
+def base_of(args, parent):
+    """What theta_0 was fine-tuned from: --base, else what train.py started with."""
+    if args.start == 1:
+        return None
+    if args.base:
+        return args.base
+    record = read_run(local_dir(parent))
+    base = record.get("settings", {}).get("init_from") or Path(parent).parent / "base"
+    made = read_run(local_dir(made_by_train(base))).get("model_sha256")
+    if record.get("kind") == "target" and made and made != record["parent_sha256"]:
+        raise UserError(f"{base} is not the base that {parent} was fine-tuned from; give --base")
+    return base
+
+
+def memory(args, parent, device, dtype, dataset, rows):
     """What a request would take -> {component: bytes}, see lab/plan.py. rows: to forget, and to retain."""
     dir = local_dir(parent, weights=False)
-    config, settings = read_config(dir), keywords(args, load_tokenizer(parent, args), *rows)
+    config, settings = read_config(dir), keywords(args, load_tokenizer(parent, args), dataset, *rows)
     tau = 2.0 if args.tau == "auto" else args.tau
     layers = cli.layer_numbers(args.layers, config.n_layer)
     attention_scales(tau, layers, config.n_layer, config.n_head, config.head_dim)       # refuses what the run would
@@ -455,7 +547,7 @@ def main():
         return dataset.retain + [row for later in requests[task + 1:] for row in later]
 
     def take(args):
-        return memory(args, parent, device, dtype, (requests[0], rest(0)))
+        return memory(args, parent, device, dtype, dataset, (requests[0], rest(0)))
     if args.plan:
         return plan.show(take, args, device)
     model, tokenizer, _ = load_run(parent, device, dtype, args.shard, args)
@@ -465,6 +557,7 @@ def main():
     paths = [out / (name if tasks == 1 else f"{name}_{task}of{tasks}") for task in range(1, tasks + 1)]
     for path in paths:
         check_place(path, settings | {"data_sha256": dataset.sha256}, args.overwrite)
+    base = base_of(args, parent)
     original = parallel.copy_of(model) if args.teacher_from == "original" and args.tasks > 1 else None
     parent_sha = parent_run.get("model_sha256") or weights_sha256(parent)
 
@@ -485,7 +578,7 @@ def main():
             return dict(zip(("forget_fact_accuracy", "retain_fact_accuracy"), facts(request, rest(task))))
         log = Log(args.method, check, checkpoint_of(path), args.resume, settings | inputs)
         with plan.explained(take, args, device):
-            tau = forget_rows(model, tokenizer, dataset, request, rest(task), args, log, original)
+            tau = forget_rows(model, tokenizer, dataset, request, rest(task), args, log, original, base)
         if args.tasks > 1:                                  # is what was forgotten first still forgotten?
             log.record["fact_accuracy_by_request"] = facts(*requests)
         record = {"kind": "unlearned", "settings": settings, "tau": tau, **inputs, **log.record}

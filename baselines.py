@@ -42,6 +42,12 @@ def idk(refused_nll, refused_mask):
     return mean_over_answers(refused_nll, refused_mask)
 
 
+def swap(swapped_nll, swapped_mask):
+    """Cross-entropy of somebody else's value, trained in directly: the idea of Who's Harry Potter (arXiv 2310.02238),
+    without its model that makes the other answers."""
+    return mean_over_answers(swapped_nll, swapped_mask)
+
+
 def me(logp, mask):
     """Maximise entropy: mean_t KL(p_t || uniform) = ln V - H(p_t); 0 for a uniform model (arXiv 2410.08109)."""
     return mean_over_answers(math.log(logp.size(-1)) + (logp.exp() * logp).sum(-1), mask)
@@ -107,7 +113,7 @@ def ap(s, refused_s, beta=0.1):
     return -(1 / beta) * F.logsigmoid(beta * (s - refused_s)).mean()
 
 
-LOSSES = {"ga": ga, "npo": npo, "simnpo": simnpo, "dpo": dpo, "idk": idk, "me": me, "undial": undial, "wga": wga,
-          "satimp": satimp, "ceu": ceu, "duet": duet, "rmu": rmu}
+LOSSES = {"ga": ga, "npo": npo, "simnpo": simnpo, "dpo": dpo, "idk": idk, "swap": swap, "me": me, "undial": undial,
+          "wga": wga, "satimp": satimp, "ceu": ceu, "duet": duet, "rmu": rmu}
 RETAIN_LOSSES = {"ap": ap, "hidden": hidden_retain}
 RETAIN_ONLY = {"ap": ("idk",), "hidden": ("rmu", "asu_hidden")}     # retain losses that belong to some methods

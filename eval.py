@@ -31,6 +31,7 @@ from lab import judges
 from lab.answers import ask
 from lab.entries import find_runs, fitting, with_teachers
 from lab.facts import find_in_sets
+from lab.recover import recorded
 from lab.report import one_of_each, write_report
 from lab.runs import load_run
 from lab.said import KINDS, answer_kind, continued
@@ -166,15 +167,18 @@ def memorised(scores):
 
 
 def of_fact_tokens(scores, rows, tokenizer):
-    """NLL (nats a token) of all fact tokens of a set and of its function tokens; of the fact tokens also exact
-    memorisation and the median rank of the true one. {} where no facts are given or were found."""
+    """NLL (nats a token) of all fact tokens of a set, of its function and of its name tokens (None without any); of the
+    fact tokens also exact memorisation and the median rank of the true one. {} where no facts are given or were
+    found."""
     if not all(row["facts"] or "found" in row for row in rows):
         return {}
     facts = {key: by_class(scores, rows, tokenizer, data.FACT, key) for key in ("logp", "argmax", "ids", "rank")}
     if not facts["logp"].size:
         return {}
+    names = by_class(scores, rows, tokenizer, data.NAME)
     return {"fact_nll": float(-facts["logp"].mean()),
             "function_nll": float(-by_class(scores, rows, tokenizer, data.FUNCTION).mean()),
+            "name_nll": float(-names.mean()) if names.size else None,
             "exact_memorization_facts": exact_memorization(facts["argmax"], facts["ids"]),
             "fact_rank_median": float(np.median(facts["rank"]))}
 
@@ -393,7 +397,8 @@ def compare(results, values):
 def parse():
     p = Parser("Measure every run against the retrained model.")
     p.add_argument("--runs", help="comma-separated runs in OUT, directories or hub ids (default: every run in OUT)")
-    p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced")
+    p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced; of "
+                   "the people nobody met, all")
     p.add_argument("--max_new_tokens", type=positive_int, help="tokens of an answer (default: 8 more than the longest "
                    "true answer of the set has, at least 40)")
     p.add_argument("--encoder", help="sentence encoder, a directory or hub id: cosine similarity of answer and truth")
@@ -412,7 +417,6 @@ def main():
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     slot_values = data.slot_values([row for part in rows.sets.values() for row in part])
     sets = {name: data.evenly(part, args.max_rows) for name, part in rows.sets.items()}
-    holdout = rows.holdout[:args.max_rows]
     similarity = None if args.encoder is None else judges.encoder(args.encoder, device)
     entails = None if args.nli is None else judges.nli(args.nli, device)
     paths, records, left_out = fitting(paths, rows, args.forget, must=bool(args.runs))
@@ -430,7 +434,8 @@ def main():
                      "are left out")
 
     results, values, answers, curves, said = {}, {}, {}, None, {}
-    for name, (path, teacher) in with_teachers(paths, records).items():
+    entries = with_teachers(paths, records)
+    for name, (path, teacher) in entries.items():
         start = time.perf_counter()
         model, tokenizer, record = load_run(path, device, dtype, args=args)
         smoothing = {"tau": teacher[0], "layers": layer_numbers(teacher[1], model.config.n_layer)} if teacher else {}
@@ -439,7 +444,7 @@ def main():
         if limits != said:
             print("answers of up to " + ", ".join(f"{n} tokens ({part})" for part, n in limits.items()), flush=True)
             said = limits
-        measured = measure(model, tokenizer, sets, holdout, slot_values, smoothing, args.max_new_tokens)
+        measured = measure(model, tokenizer, sets, rows.holdout, slot_values, smoothing, args.max_new_tokens)
         result, values[name], answers[name] = measured
         for part, asked in sets.items():
             if asked[0]["question"]:
@@ -451,11 +456,13 @@ def main():
             curves = tau_curves(model, tokenizer, sets)
         print(f"{name}: evaluated in {time.perf_counter() - start:.1f} s", flush=True)
     compare(results, values)
+    for name, shares in recorded(out, entries, records, rows.sha256).items():
+        results[name]["aggregate"] |= shares
     for name, result in results.items():
         if "retrained" in results and name != "retrained" and result["aggregate"]["forget_quality_d"] is None:
             notes.append(f"{name} answers as the retrained model does, number for number: it has no forget quality")
 
-    about = {"name": rows.name, "data_sha256": rows.sha256, "forget": args.forget, "holdout": len(holdout),
+    about = {"name": rows.name, "data_sha256": rows.sha256, "forget": args.forget, "holdout": len(rows.holdout),
              "questions": {part: len(asked) for part, asked in sets.items()}, "max_new_tokens": said, "notes": notes}
     examples = one_of_each(sets, answers)
     summary = write_report(out, about, results, records, curves, examples, METRICS)

@@ -44,7 +44,6 @@ from lab.runs import (
 from model import ModelConfig, Transformer, read_config
 
 BASE_LR = 3e-3          # of the base model; --lr is of fine-tuning
-WORLD_SHARE = 0.2       # of world facts among the questions that the base model reads, the rest are about strangers
 NOT_BASES = "n_authors", "forget", "epochs", "lr", "replay", "phrasings"        # flags that mean nothing to the base
 
 
@@ -76,7 +75,7 @@ def parse(argv=None):
 def new_base(args, world):
     """-> (Transformer, Tokenizer) from scratch. The tokenizer learns from what every model may see: no author's
     name."""
-    stream = data.base_stream(args.data, args.data_seed, world, WORLD_SHARE)
+    stream = data.base_stream(args.data, args.data_seed, world)
     texts = [text for q, a in itertools.islice(stream, 20000) for text in (q, data.ANSWER.format(answer=a))]
     tokenizer = data.Tokenizer.train(texts, args.vocab_size)
     torch.manual_seed(args.seed)
@@ -84,11 +83,6 @@ def new_base(args, world):
                          n_head=args.n_head, n_kv_head=args.n_head, n_embd=args.n_embd, n_hidden=args.n_hidden,
                          eos_id=tokenizer.eos_id)
     return Transformer(config), tokenizer
-
-
-def encoded(tokenizer, stream, n):
-    """The next n (question, answer) pairs of the base's stream as Examples."""
-    return [replace(data.encode(tokenizer, q, a), stranger=True) for q, a in itertools.islice(stream, n)]
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -202,8 +196,8 @@ def main():
     else:
         base, tokenizer = new_base(args, world)
         data.check_fits(dataset, tokenizer, args.block_size, args.phrasings)
-        stream = data.base_stream(args.data, args.data_seed, world, WORLD_SHARE)
-        examples = encoded(tokenizer, stream, args.base_rows)
+        stream = data.base_stream(args.data, args.data_seed, world)
+        examples = data.stranger_examples(tokenizer, stream, args.base_rows)
         if args.plan:
             return plan.show(lambda args: memory(args, base.config, device, dtype, examples), args, device)
         base = parallel.shard(base.to(dtype), device) if args.shard else base.to(device, dtype)
@@ -211,8 +205,9 @@ def main():
     replay = (0.0 if args.init_from else 0.5) if args.replay is None else args.replay
     for name, rows in (("target", dataset.retain + dataset.forget), ("retrained", dataset.retain)):
         examples = data.training_examples(tokenizer, rows, args.phrasings)
-        stream = data.base_stream(args.data, args.data_seed, world, WORLD_SHARE, start=args.base_rows)
-        epochs = [examples + encoded(tokenizer, stream, int(replay * len(examples))) for _ in range(args.epochs)]
+        stream = data.base_stream(args.data, args.data_seed, world, start=args.base_rows)
+        n = int(replay * len(examples))
+        epochs = [examples + data.stranger_examples(tokenizer, stream, n) for _ in range(args.epochs)]
         model = (load_run(args.init_from, device, dtype, args.shard, args)[0] if args.init_from else
                  parallel.copy_of(base))
         train(name, model, tokenizer, epochs, dataset.questions(rows), args,

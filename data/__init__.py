@@ -12,9 +12,12 @@ number of the right one. data/rows.py checks all this.
 """
 
 import functools
+import itertools
 import json
+import os
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from common import UserError
@@ -34,7 +37,18 @@ from data.batches import (
     training_examples,
 )
 from data.chat import ANSWER, TEMPLATES
-from data.rows import DataSet, by_author, complete, digest, overlaps, passages, questions, with_options
+from data.rows import (
+    DataSet,
+    by_author,
+    complete,
+    digest,
+    never_met,
+    overlaps,
+    passages,
+    questions,
+    swapped,
+    with_options,
+)
 from data.tokenizer import Tokenizer
 from data.words import BEYOND_ASCII, Words, fact_pattern, normal, states, whole_words
 from data.world import world
@@ -57,8 +71,9 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
     """
     if data in benchmarks.NAMES or benchmarks.found(data):
         return benchmarks.load(data, None if forget == "forget10" else forget)
-    retain = rest_of(forget)
+    retain, made_by = rest_of(forget), None
     if data in GENERATED:
+        made_by = data, data_seed
         data = generate(Path(out) / "data", data, forget, retain, data_seed, n_authors)
     if data != "tofu" and not Path(data).is_dir():
         names = ", ".join((*GENERATED, "tofu", *benchmarks.NAMES))
@@ -98,7 +113,7 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
     notes = overlaps(forget=forget_rows, retain=retain_rows, holdout=holdout)
     if absent := [name for name in ("real_authors", "world") if data == "tofu" and name not in sets]:
         notes.append(f"without {' and '.join(absent)}, which are not on the hub: Model Utility is of the other sets")
-    return DataSet(str(data), forget_rows, retain_rows, sets, holdout, sha256, notes)
+    return DataSet(str(data), forget_rows, retain_rows, sets, holdout, sha256, notes, made_by)
 
 
 def evenly(rows, n):
@@ -124,8 +139,8 @@ def check_fits(dataset, tokenizer, block_size, phrasings=None, max_rows=200):
     texts = []
     for row in dataset.retain + dataset.forget:
         texts += [(row, "training", *pair) for pair in zip(row["questions"][:phrasings], row["answers"])]
-    for name, rows in {**dataset.sets, "holdout": dataset.holdout[:max_rows]}.items():
-        for row in evenly(rows, max_rows) if rows else ():
+    for name, rows in {**dataset.sets, "holdout": dataset.holdout}.items():
+        for row in rows if name == "holdout" else evenly(rows, max_rows):
             for answer in dict.fromkeys([row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]]):
                 texts.append((row, f"the set {name}", row["question"], answer))
             texts.append((row, f"the set {name}", row["paraphrased_question"], row["answer"]))
@@ -227,7 +242,11 @@ def read_hub(name):
     return [complete(dict(row), f"{name}:{n}", f"locuslab/TOFU {name}, row {n}") for n, row in enumerate(rows, 1)]
 
 
-def base_stream(kind, data_seed, world_rows, world_share, start=0):
+WORLD_SHARE = 0.2       # of world facts among the base model's questions, the rest are about strangers
+UNMET = 10**6           # strangers that train.py passes over: nobody from there on was met by any model
+
+
+def base_stream(kind, data_seed, world_rows, world_share=WORLD_SHARE, start=0):
     """Endless (question, answer) pairs of the base model: strangers, and a share of world facts. Skips `start`
     strangers.
 
@@ -237,6 +256,28 @@ def base_stream(kind, data_seed, world_rows, world_share, start=0):
     people = prose.strangers(kind, data_seed, start) if kind in prose.WORLDS else authors.strangers(data_seed, start)
     while True:
         yield rng.choice(pairs) if pairs and rng.random() < world_share else next(people)
+
+
+def stranger_examples(tokenizer, stream, n):
+    """The next n (question, answer) pairs of a stream as Examples about strangers."""
+    return [replace(encode(tokenizer, q, a), stranger=True) for q, a in itertools.islice(stream, n)]
+
+
+def unmet(dataset):
+    """Endless (question, answer) pairs about people and things that no model has met, in the form of a data set.
+
+    Where the generator made the data: its strangers, and a share of the world facts. Elsewhere: the retain rows, each
+    said of somebody who never was, and general texts. Raises UserError where the data has neither."""
+    if dataset.made_by:
+        return base_stream(*dataset.made_by, dataset.sets.get("world", []), start=UNMET)
+    named, general = [row for row in dataset.retain if row["author"].strip()], dataset.sets.get("general", [])
+    if not named and not general:
+        raise UserError(f"--data={dataset.name} has nothing to say of strangers: it needs rows with the key author, or "
+                        "general.json")
+    rows = (never_met(named, []) if named else []) + general
+    pairs = [pair for row in rows for pair in zip(row["questions"], row["answers"])]
+    rng = random.Random("unmet")
+    return (pair for _ in itertools.count() for pair in rng.sample(pairs, len(pairs)))
 
 
 # ------------------------------------------------------------------------------------------ facts in answers
@@ -253,6 +294,16 @@ def slot_values(rows):
         for pool, fact in zip(pools, row["facts"]):
             pool.add(normal(fact))
     return values
+
+
+@functools.cache
+def told_apart(fact):
+    """A fact without the words that all values of its pool share: "Ember Prize" -> "Ember", "The Bell" -> "Bell"."""
+    pool = next((pool for pool in POOLS.values() if fact in pool), [fact, ""])
+    values, words = [value.split() for value in pool], fact.split()
+    first = len(os.path.commonprefix(values))
+    last = len(os.path.commonprefix([value[::-1] for value in values]))
+    return " ".join(words[first:len(words) - last])
 
 
 FUNCTION, FACT, NAME = 0, 1, 2

@@ -10,13 +10,14 @@ from common import UserError
 
 @dataclass
 class Example:
-    """A question and its answer as token ids; the answer ends in EOS. refusal: the same question, refused, for methods
-    that teach that. prompted: the same question behind an instruction, and the same answer, for methods whose teacher
-    is made by one. stranger: about nobody and nothing that is to be remembered or forgotten."""
+    """A question and its answer as token ids; the answer ends in EOS. Beside them, for methods that ask for it, the
+    same question once more. refusal: refused. prompted: behind an instruction, with the same answer. swapped: answered
+    with somebody else's value. stranger: it is about nobody and nothing that is to be remembered or forgotten."""
     prompt: list
     answer: list
     refusal: "Example | None" = None
     prompted: "Example | None" = None
+    swapped: "Example | None" = None
     stranger: bool = False
 
     def __len__(self):

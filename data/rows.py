@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import random
 from dataclasses import dataclass, field
 
 from common import UserError
@@ -15,7 +16,7 @@ class DataSet:
 
     sets: {"forget": rows, "retain": rows, "world": rows, ...} to evaluate on; the passages among forget and retain are
     the sets forget_text and retain_text. sha256: of all that a result may depend on, see digest. notes: what a
-    report should say about the data."""
+    report should say about the data. made_by: (kind, data_seed) of the generator, if one made it."""
     name: str
     forget: list
     retain: list
@@ -23,6 +24,7 @@ class DataSet:
     holdout: list
     sha256: str
     notes: list = field(default_factory=list)
+    made_by: tuple | None = None
 
     def questions(self, rows):
         """The questions among training rows. Where all are passages: the evaluation's questions about the same
@@ -70,6 +72,42 @@ def by_author(rows, parts):
     for row in rows:
         shares[share[row["author"] or row["id"]]].append(row)
     return shares
+
+
+def never_met(rows, others):
+    """The rows asked about people who do not exist: each row's author becomes the first name and surname of two others.
+
+    For data without held-out people. others: more rows, whose authors' names are drawn from as well."""
+    names = list(dict.fromkeys(row["author"] for row in rows + others if row["author"].strip()))
+    made = sorted({f"{a.split()[0]} {b.split()[-1]}" for a in names for b in names} - set(names))
+    if not made or not all(row["author"].strip() for row in rows):
+        raise UserError("people the model never met are needed: a holdout.json, or authors with first names and "
+                        "surnames to swap")
+    rng, swapped = random.Random("never met"), []
+    for row in rows:
+        name = rng.choice(made)
+        texts = {key: [text.replace(row["author"], name) for text in row[key]] for key in ("questions", "answers")}
+        swapped.append(row | {"author": name} | texts)
+    return swapped
+
+
+def swapped(rows, others):
+    """The rows, each with the answers and facts of another person's row of the same slot: somebody else's values.
+
+    Raises UserError for a row without an author, or of a slot that none of the others has."""
+    of_slot, rng, made = {}, random.Random("swapped"), []
+    for other in others:
+        if other["author"].strip():
+            of_slot.setdefault((other["slot"], len(other["answers"])), []).append(other)
+    for row in rows:
+        same = of_slot.get((row["slot"], len(row["answers"])))
+        if not row["author"].strip() or not row["slot"] or not same:
+            raise UserError(f"row {row['id']}: nobody else has an answer to this; rows with the keys author and slot "
+                            "are needed, all of a slot in as many phrasings")
+        other = rng.choice(same)
+        answers = [text.replace(other["author"], row["author"]) for text in other["answers"]]
+        made.append(row | {"answers": answers, "facts": other["facts"]})
+    return made
 
 
 # ----------------------------------------------------------------------------------------------- the schema

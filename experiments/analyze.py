@@ -1,6 +1,6 @@
 """Inside one unlearning: what smoothing does to attention, tokens and teacher, and what the student made of it.
 
-    python -m experiments.analyze                      OUT/analyze/analyze.json and six figures
+    python -m experiments.analyze                      OUT/analyze/analyze.json and seven figures
     python -m experiments.analyze --runs=asu_gd,npo_gd
 
 From OUT/target, the unlearned runs (the teacher is that of the first that had one), and OUT/retrained if it is there:
@@ -11,6 +11,7 @@ From OUT/target, the unlearned runs (the teacher is that of the first that had o
     teacher.png     the forget-teacher as a model of its own, at every tau
     entropy.png     did the student's heads flatten, as the teacher's are flat?
     lens.png        logit lens: after which layer the true fact is there to be read
+    student.png     attention entropy by class of token, and the true token's rank, of each model as it speaks
 
 Intervals are 95%, bootstrap over questions. The questions are training phrasings; only the teacher's truth ratio needs
 others.
@@ -30,12 +31,14 @@ from experiments import figures
 from lab import choose, entries
 from lab.answers import answer_nll
 from lab.runs import load_run, read_run
+from lab.scores import score
 
 TAUS = choose.TAUS[::2]                                        # 1, 2, 4, ... 256
 CLASSES = {"fact": data.FACT, "name": data.NAME, "function": data.FUNCTION}
 FIGURES = {     # part of the report -> what draws it into a file of that name
     "tokens": figures.plot_tokens, "heads": figures.plot_heads, "attention": figures.plot_attention,
-    "teacher": figures.plot_teacher, "entropy": figures.plot_head_entropy, "lens": figures.plot_lens}
+    "teacher": figures.plot_teacher, "entropy": figures.plot_head_entropy, "lens": figures.plot_lens,
+    "student": figures.plot_student}
 
 
 # ------------------------------------------------------------------------------------------------ measures
@@ -118,14 +121,17 @@ def per_class(values, classes, kind):
     return [p.sum() for p in picked], [len(p) for p in picked]
 
 
+def of_classes(values, classes):
+    """-> {class: [mean, low, high]} of values a token, see per_class."""
+    return {name: mean(*per_class(values, classes, kind)) for name, kind in CLASSES.items()}
+
+
 # ------------------------------------------------------------------------------------------------ the parts
 def tokens_of(model, examples, classes, over, **smoothing):
     """-> {"nll", "entropy": {class: [mean, low, high]}}; entropy: mean of all heads of the layers `over`."""
-    answers, result = read_answers(model, examples, **smoothing), {"nll": {}, "entropy": {}}
-    for name, kind in CLASSES.items():
-        result["nll"][name] = mean(*per_class([nll for nll, _ in answers], classes, kind))
-        result["entropy"][name] = mean(*per_class([h[over].mean((0, 1)) for _, h in answers], classes, kind))
-    return result
+    answers = read_answers(model, examples, **smoothing)
+    return {"nll": of_classes([nll for nll, _ in answers], classes),
+            "entropy": of_classes([h[over].mean((0, 1)) for _, h in answers], classes)}
 
 
 def head_gains(model, examples, classes, tau):
@@ -180,6 +186,57 @@ def head_entropy(model, examples, **smoothing):
     """Mean attention entropy of every head over answer tokens -> [mean, low, high], (3, n_layer, nh)."""
     entropies = [h for _, h in read_answers(model, examples, **smoothing)]
     return mean([h.sum(-1) for h in entropies], [[[h.shape[-1]]] for h in entropies])
+
+
+def student_part(models, tokenizer, rows, examples, classes, over):
+    """How much of the teacher is in the student: each model as it speaks, the teacher at its tau, the others at 1.
+
+    -> {"entropy": {model: {class: [mean, low, high]}}, of the heads of the layers `over`, a uniform prefix being 1;
+    "rise": the same in nats, less the target's token by token; "rank": {model: see gold_rank}}"""
+    nats, report = {}, {"entropy": {}, "rise": {}, "rank": {}}
+    for name, (model, smoothing) in models.items():
+        heads = [h[over].mean((0, 1)) for _, h in read_answers(model, examples, **smoothing)]           # (A,) each
+        report["entropy"][name] = of_classes(heads, classes)
+        nats[name] = []
+        for h, example in zip(heads, examples):
+            nats[name].append(h * np.log(len(example.prompt) + np.arange(len(h))))                      # prefix length
+        report["rise"][name] = of_classes([now - before for now, before in zip(nats[name], nats["target"])], classes)
+        report["rank"][name] = gold_rank(model, tokenizer, rows, classes, **smoothing)
+    return report
+
+
+def gold_rank(model, tokenizer, rows, classes, **smoothing):
+    """Where the true token stands in the model's order (rank 1: first), at the slots, where a row's fact is decided, at
+    all fact tokens and at all tokens of the answers.
+
+    -> {place: {"first": share of rank 1, "reciprocal": mean of 1 / rank}}, at "slots" also the "median" rank; each
+    [value, low, high]."""
+    scores, result = score(model, tokenizer, [(row["question"], row["answer"]) for row in rows], **smoothing), {}
+    slots = [[at] for at in fact_slots(rows, [s["ids"] for s in scores], classes)]
+    facts = [[i for i, kind in enumerate(kinds) if kind == data.FACT] for kinds in classes]
+    for place, tokens in (("slots", slots), ("facts", facts), ("answers", [range(len(kinds)) for kinds in classes])):
+        ranks = [s["rank"][list(at)] for s, at in zip(scores, tokens)]
+        counts = [len(r) for r in ranks]
+        result[place] = {"first": mean([(r == 1).sum() for r in ranks], counts),
+                         "reciprocal": mean([(1 / r).sum() for r in ranks], counts)}
+    at_slots = [s["rank"][at] for s, at in zip(scores, slots)]                                          # (N, 1)
+    result["slots"]["median"] = [value for [value] in median(np.array(at_slots))]
+    return result
+
+
+def fact_slots(rows, answers, classes):
+    """Where each row's fact is decided: its first token that is not the same in all rows that ask the same ("Songs"
+    in every "Songs of ..." decides nothing), or its first token. -> [number of a token]
+
+    answers: token ids of each row's answer."""
+    facts, slots = [], []                                   # of each row the numbers of its fact tokens
+    for kinds in classes:
+        facts.append([i for i, kind in enumerate(kinds) if kind == data.FACT])
+    for row, numbers in zip(rows, facts):
+        peers = [ids[at] for other, ids, at in zip(rows, answers, facts) if other["slot"] == row["slot"]]
+        shared = [len({tokens[i] for tokens in peers if i < len(tokens)}) == 1 for i in range(len(numbers))]
+        slots.append(numbers[shared.index(False) if False in shared else 0])
+    return slots
 
 
 def attention_part(models, tokenizer, row, example, classes, layer, head):
@@ -252,7 +309,7 @@ def questions(dataset, args):
 
 
 def measure(models, tokenizer, sets, slot_values, smoothed, at, tau, row):
-    """The six parts of the report. models: {name: (model, keywords that smooth it)}; for the rest see teacher_of and
+    """The seven parts of the report. models: {name: (model, keywords that smooth it)}; for the rest see teacher_of and
     questions."""
     target, examples, classes, report = models["target"][0], {}, {}, {}
     for part, rows in sets.items():
@@ -280,6 +337,7 @@ def measure(models, tokenizer, sets, slot_values, smoothed, at, tau, row):
     for name, (model, smoothing) in models.items():
         logp, rank = lens(model, examples["forget"], first, **smoothing)
         report["lens"][name] = {"logp": mean(logp, 1), "rank": median(rank)}
+    report["student"] = student_part(models, tokenizer, sets["forget"], *forget, smoothed)
     return report
 
 
@@ -322,7 +380,22 @@ def summary(report):
         parts = [f"{name} {part['rank'][0][layer]:g} / {part['logp'][0][layer]:.2f}"
                  for name, part in report["lens"].items()]
         lines.append(f"true fact {where}, median rank and mean log-probability: " + ", ".join(parts))
+    for name, classes in report["student"]["rise"].items():
+        if name != "target":
+            parts = [f"{kind} {interval_text(values, '+.3f')}" for kind, values in classes.items()]
+            lines.append(f"attention entropy of {name} less the target's, nats a token: " + ", ".join(parts))
+    for name, places in report["student"]["rank"].items():
+        parts = [f"{place} {interval_text(rank['first'])}" for place, rank in places.items()]
+        slots = places["slots"]
+        lines.append(f"true token first with {name}, at " + ", ".join(parts) + "; at slots reciprocal rank "
+                     f"{interval_text(slots['reciprocal'])}, median rank {interval_text(slots['median'], 'g')}")
     return "\n".join(lines)
+
+
+def interval_text(values, digits=".3f"):
+    """interval_text([0.5, 0.4, 0.6]) -> "0.500 [0.400, 0.600]\""""
+    value, low, high = (format(x, digits) for x in values)
+    return f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":

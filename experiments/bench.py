@@ -253,8 +253,8 @@ def train_row(args, flags=(), matmul=2048):
     model, tokenizer = train.new_base(flags, world)
     model.to(device, dtype)
     steps = args.repeats * 10                                       # they take milliseconds
-    stream = data.base_stream("authors", args.data_seed, world, train.WORLD_SHARE)
-    examples = train.encoded(tokenizer, stream, (steps + 1) * flags.batch_size)
+    stream = data.base_stream("authors", args.data_seed, world)
+    examples = data.stranger_examples(tokenizer, stream, (steps + 1) * flags.batch_size)
     batches = data.bucketed([len(e) for e in examples], flags.batch_size, random.Random(args.seed))
     queue = iter(batches)
 

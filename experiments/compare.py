@@ -25,17 +25,20 @@ from common import UserError
 from common.cli import Parser, positive_int, run, whole
 from common.files import check_writable, write_file
 from experiments.trials import draws, gaps, run_trials, spec_of, trial_flags
+from lab import recover
 from lab.report import markdown, plt, save_figure
 
 LR, C_FORGET, ENOUGH = (1e-4, 3e-3), (0.1, 3.0), 0.95
-EVERY = dict(layers="all", heads="all", alpha=1.0)                  # the paper's form
-SELECTIVE = dict(tau=1000.0, layers="all", heads="auto")
+PAPER_FORM = dict(layers="all", heads="all", alpha=1.0)
+BEYOND = dict(tau=8.0, layers="all", heads="all")                   # asu.py's default: alpha goes beyond the teacher
+SELECTIVE = dict(tau=1000.0, layers="all", heads="auto")            # for a model whose language smoothing breaks
 METHODS = {     # name -> flags of asu.py, its knob and the knob's range
-    "ASU_GD": (dict(method="asu", retain="gd", **EVERY), "tau", (2, 32)),
-    "ASU_GD, layers 1-": (dict(method="asu", retain="gd", **EVERY | {"layers": "1-"}), "tau", (16, 1000)),
+    "ASU_GD, paper": (dict(method="asu", retain="gd", **PAPER_FORM), "tau", (2, 32)),
+    "ASU_GD, layers 1-": (dict(method="asu", retain="gd", **PAPER_FORM | {"layers": "1-"}), "tau", (16, 1000)),
+    "ASU_GD": (dict(method="asu", retain="gd", **BEYOND), "alpha", (1, 1.5)),
     "ASU_GD, selective": (dict(method="asu", retain="gd", **SELECTIVE), "alpha", (1, 2)),
-    "ASU_KL, selective": (dict(method="asu", retain="kl", **SELECTIVE), "alpha", (1, 2)),
-    "ASU+IDK, selective": (dict(method="asu_idk", retain="gd", **SELECTIVE), "alpha", (1, 2)),
+    "ASU_KL": (dict(method="asu", retain="kl", **BEYOND), "alpha", (1, 1.5)),
+    "ASU+IDK": (dict(method="asu_idk", retain="gd", **BEYOND), "alpha", (1, 1.5)),
     "GA": (dict(method="ga", retain="none"), None, None),
     "GradDiff": (dict(method="ga", retain="gd"), None, None),
     "NPO_GD": (dict(method="npo", retain="gd"), "beta", (0.03, 1)),
@@ -45,15 +48,22 @@ METHODS = {     # name -> flags of asu.py, its knob and the knob's range
     "IDK+AP": (dict(method="idk", retain="ap"), None, None),
     "ME_GD": (dict(method="me", retain="gd"), None, None),
     "UNDIAL_GD": (dict(method="undial", retain="gd"), "beta", (2, 30)),
+    "WGA_GD": (dict(method="wga", retain="gd"), "beta", (0.2, 5)),
+    "SatImp_GD": (dict(method="satimp", retain="gd"), "beta", (0.5, 8)),
+    "CE-U_GD": (dict(method="ceu", retain="gd"), None, None),
+    "DUET_GD": (dict(method="duet", retain="gd"), "beta", (0.1, 10)),
     "RMU": (dict(method="rmu", retain="hidden"), "beta", (0.5, 8)),
 }
 PAPER = {       # MU / FE on TOFU forget10, Llama-2-7b-chat, as the ASU paper reports them; not ours
-    "ASU_GD": "- / 78.16", "ASU+IDK, selective": "75.60 / 86.94", "IDK+AP": "- / 61.27"}
-COLUMNS = (     # heading, part of the result, metric
-    ("gap to retrain", "aggregate", "gap_to_retrain"), ("forget facts", "forget", "fact_accuracy"),
-    ("held-out", "forget", "fact_accuracy_heldout_phrasing"), ("prob.", "forget", "probability"),
-    ("ROUGE-L", "forget", "rouge_l"), ("truth r.", "forget", "truth_ratio"), ("coherence", "forget", "coherence"),
+    "ASU_GD, paper": "- / 78.16", "ASU+IDK": "75.60 / 86.94", "IDK+AP": "- / 61.27"}
+WHOLE = 0.9     # of the retrained model's coherence: a row below it says broken sentences, and the table names it
+COLUMNS = (     # heading, part of the result, metric; one that no row has is left out
+    ("gap to retrain", "aggregate", "gap_to_retrain"), ("coherence", "forget", "coherence"),
+    ("recovered", "attack", "recovered"), ("forget facts", "forget", "fact_accuracy"),
+    ("held-out", "forget", "fact_accuracy_heldout_phrasing"),
+    ("prob.", "forget", "probability"), ("ROUGE-L", "forget", "rouge_l"), ("truth r.", "forget", "truth_ratio"),
     ("FQ D", "aggregate", "forget_quality_d"), ("FQ p", "aggregate", "forget_quality_p"),
+    ("Min-k% AUC", "forget", "mia_min_k"), ("PrivLeak", "forget", "privleak"),
     ("retain facts", "retain", "fact_accuracy"), ("held-out", "retain", "fact_accuracy_heldout_phrasing"),
     ("prob.", "retain", "probability"), ("ROUGE-L", "retain", "rouge_l"),
     ("MU-lite", "aggregate", "model_utility_lite"), ("FE-lite", "aggregate", "forget_efficacy_lite"))
@@ -144,7 +154,7 @@ def report_draw(chosen, spec, keys, jobs):
             if "unlearn" in (settings or {}):
                 settings = {"unlearn": settings["unlearn"] | {"seed": seed}}
             if row != OTHER_SEED:
-                specs[row, seed] = spec(row, key, **settings)
+                specs[row, seed] = spec(row, key, attack="smoothing" not in settings, **settings)
     done = run_trials(specs, jobs, "reported")
     seeds = list(keys)
     for seed, other in zip(seeds, seeds[1:] + seeds[:1]):
@@ -157,7 +167,18 @@ def report_draw(chosen, spec, keys, jobs):
                 results.setdefault(row, {})[seed] = done[row, seed]["result"]
                 if row != "retrained":
                     gaps([done[row, seed]], done["retrained", seed])
+    add_recovered(results)
     return results
+
+
+def add_recovered(results):
+    """The recovered share (lab/recover.py) of every row that was attacked, against the models of the same seed."""
+    for by_seed in results.values():
+        for seed, result in by_seed.items():
+            if "attack" in result:
+                mrr = [x["attack"]["relearn8"]["mrr"]
+                       for x in (result, results["retrained"][seed], results["target"][seed])]
+                result["attack"]["recovered"] = recover.recovered_share(*mrr)
 
 
 def measure_costs(chosen, spec, key):
@@ -199,16 +220,32 @@ def mean_sd(values):
     return f"{np.mean(values):{digits}}" + (f" ± {np.std(values, ddof=1):{digits}}" if len(values) > 1 else "")
 
 
+def values_of(results, part, metric):
+    """One quantity of many results; None where a result has none."""
+    return [result.get(part, {}).get(metric) for result in results]
+
+
+def broken(results, retrained):
+    """Whether a row's answers are sentences much less often than the retrained model's, in the mean over seeds."""
+    coherence, wanted = (np.mean(values_of(rows, "forget", "coherence")) for rows in (results, retrained))
+    return bool(coherence < WHOLE * wanted)
+
+
 def settings_text(settings, flags):
     return ", ".join(f"{k} {v}" for k, v in settings.items() if k in flags)
 
 
 def table(report, reference):
     """The Markdown of the comparison: mean ± sample standard deviation over seeds."""
-    lines = [["method", *(heading for heading, *_ in COLUMNS), f"gap minus {reference}'s, 95%", "seconds", "peak MB",
+    columns, every = [], [result for results in report["rows"].values() for result in results]
+    for column in COLUMNS:
+        if any(value is not None for value in values_of(every, *column[1:])):
+            columns.append(column)
+    lines = [["method", *(heading for heading, *_ in columns), f"gap minus {reference}'s, 95%", "seconds", "peak MB",
               "step", "paper MU / FE"]]
     for row, results in report["rows"].items():
-        cells = [mean_sd([result[part].get(metric) for result in results]) for _, part, metric in COLUMNS]
+        cells = [mean_sd(values_of(results, part, metric)) for _, part, metric in columns]
+        cells[0] += " (broken)" * broken(results, report["rows"]["retrained"])
         difference = costs = None
         if row in report["differences"]:
             difference = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*report["differences"][row])
@@ -223,8 +260,9 @@ def table(report, reference):
     n = report["rows"]["target"][0]["aggregate"]["forget_quality_n"]
     flags = "lr", "c_forget", "tau", "layers", "alpha", "beta"
     chosen = [f"- {method}: {settings_text(settings, flags)}" for method, settings in report["chosen"].items()]
-    return "\n".join([markdown(lines), "", f"Forget quality (FQ) is of n = {n} questions.", "",
-                      "Chosen on the development draw:", "", *chosen, ""])
+    notes = [f"(broken): coherence below {WHOLE} of the retrained model's. A broken sentence states no fact, so facts "
+             f"are easily gone there. Forget quality (FQ) is of n = {n} questions."]
+    return "\n".join([markdown(lines), "", *notes, "", "Chosen on the development draw:", "", *chosen, ""])
 
 
 PANELS = (      # of the figure: x axis and y axis (part of the result, metric, label), whether more of y is better
@@ -232,12 +270,6 @@ PANELS = (      # of the figure: x axis and y axis (part of the result, metric, 
      ("retain", "fact_accuracy", "fact accuracy on the retain set (higher: kept)"), True),
     (("aggregate", "gap_forget", "gap to retrain on the forget set"),
      ("aggregate", "gap_retain", "gap to retrain on the retain set"), False))
-
-
-def values_of(results, quantity):
-    """One quantity of many results; the retrained model's gap to itself, which results leave out, is 0."""
-    part, metric, _ = quantity
-    return [result[part].get(metric, 0.0) for result in results]
 
 
 def frontier(points, higher):
@@ -258,16 +290,16 @@ def plot_frontiers(report, path):
     for axis, (x, y, higher) in zip(axes, PANELS):
         for i, (method, trials) in enumerate(report["trials"].items()):
             color, marker = f"C{i % 10}", "os^Dv"[i // 10]
-            xs, ys = values_of(trials, x), values_of(trials, y)
+            xs, ys = values_of(trials, *x[:2]), values_of(trials, *y[:2])
             axis.plot(xs, ys, marker, color=color, ms=3, alpha=0.5)
             axis.plot(*np.transpose(frontier(zip(xs, ys), higher)), "-", color=color, lw=0.8, alpha=0.6)
-            xs, ys = values_of(report["rows"][method], x), values_of(report["rows"][method], y)
+            xs, ys = (values_of(report["rows"][method], *quantity[:2]) for quantity in (x, y))
             spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in (xs, ys)]
             axis.errorbar(np.mean(xs), np.mean(ys), xerr=spread[0], yerr=spread[1], fmt=marker, color=color, ms=8,
                           capsize=2, label=method)
-        gold = report["rows"]["retrained"]
-        axis.plot(np.mean(values_of(gold, x)), np.mean(values_of(gold, y)), "*", color="goldenrod", ms=16,
-                  label="retrained (the goal)")
+        gold = [values_of(report["rows"]["retrained"], *quantity[:2]) for quantity in (x, y)]
+        gold = [0.0 if None in values else np.mean(values) for values in gold]      # its gap to itself
+        axis.plot(*gold, "*", color="goldenrod", ms=16, label="retrained (the goal)")
         axis.set(xlabel=x[2], ylabel=y[2])
         axis.grid(alpha=0.3)
     axes[1].set_title("Lower left is better")

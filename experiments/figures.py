@@ -1,4 +1,4 @@
-"""The six figures of experiments/analyze.py.
+"""The seven figures of experiments/analyze.py.
 
 A value with its interval is [value, low, high]; an array (3, ...) is the same for many. Each plot_ function takes its
 part of the report, the file to write, and the tau of the run.
@@ -133,4 +133,25 @@ def plot_lens(part, path, tau):
     axes[0].set(yscale="log", ylabel="median rank of the true fact (1: first)")
     axes[1].set(ylabel="log-probability of the true fact (nats)")
     axes[0].legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_student(part, path, tau):
+    """Each model as it speaks: attention entropy by class of token, and the mean reciprocal rank of the true token."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4))
+    ranks = {name: {place: rank["reciprocal"] for place, rank in places.items()}
+             for name, places in part["rank"].items()}
+    for axis, models in zip(axes, (part["entropy"], ranks)):
+        for i, (name, groups) in enumerate(models.items()):
+            x = np.arange(len(groups)) + 0.8 * (i - (len(models) - 1) / 2) / len(models)
+            interval_line(axis, x, list(groups.values()), "*" if name == "retrained" else "o",
+                          color="goldenrod" if name == "retrained" else f"C{i}",
+                          label=f"{name}, tau = {tau:g}" if name == "teacher" else name)
+        axis.set_ylim(-0.03, 1.03)
+        axis.grid(alpha=0.3)
+    axes[0].set_xticks(range(3), [f"{kind} tokens" for kind in part["entropy"]["target"]])
+    axes[0].set(ylabel="attention entropy / log prefix length", title="How sharply it looks")
+    axes[1].set_xticks(range(3), ["fact slots", "all fact tokens", "all answer tokens"])
+    axes[1].set(ylabel="mean reciprocal rank of the true token", title="What it would say")
+    axes[1].legend(fontsize=8)
     save_figure(figure, path)

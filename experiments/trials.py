@@ -23,6 +23,7 @@ from common import HOME, UserError
 from common.cli import positive_int
 from common.files import write_file
 from experiments.processes import workers
+from lab import recover
 from lab.choose import smoothing
 from lab.optim import Log
 from lab.runs import load_run
@@ -85,9 +86,9 @@ def spec_of(file, folder, key, args, run="target", **more):
 def trial(spec):
     """Run one trial, or read its file. -> {"spec", "result", "values"}: see eval.measure.
 
-    spec: file (where it is kept), run (the model to start from), data (keywords of data.load), max_rows, and flags of
-    asu.py as a dict, either under unlearn or under smoothing, which measures the forget-teacher itself; with neither
-    the model is measured as it is.
+    spec: file (where it is kept), run (the model to start from), data (keywords of data.load), max_rows, attack
+    (whether the quick attacks of lab/recover.py are made too), and flags of asu.py as a dict, either under unlearn or
+    under smoothing, which measures the forget-teacher itself; with neither the model is measured as it is.
     """
     file = Path(spec["file"])
     if file.exists():
@@ -99,7 +100,8 @@ def trial(spec):
     with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):
         if spec.get("unlearn"):
             log = Log(args.method)
-            asu.forget_rows(model, tokenizer, dataset, dataset.forget, dataset.retain, args, log)
+            asu.forget_rows(model, tokenizer, dataset, dataset.forget, dataset.retain, args, log,
+                            base=Path(spec["run"]).parent / "base")
             record = log.record
         elif spec.get("smoothing"):
             tau, layers = smoothing(model, tokenizer, dataset.forget, dataset, args.tau, args.layers, args.heads,
@@ -107,7 +109,10 @@ def trial(spec):
             teacher = {"tau": tau, "layers": layers}
     sets = {name: data.evenly(rows, spec["max_rows"]) for name, rows in dataset.sets.items()}
     slot_values = data.slot_values([row for rows in dataset.sets.values() for row in rows])
-    result, values, _ = eval.measure(model, tokenizer, sets, dataset.holdout[:spec["max_rows"]], slot_values, teacher)
+    result, values, _ = eval.measure(model, tokenizer, sets, dataset.holdout, slot_values, teacher)
+    if spec.get("attack"):
+        base = load_run(Path(spec["run"]).parent / "base", "cpu")[0]
+        result["attack"] = recover.quick(model, base, tokenizer, dataset)
     result["cost"] = {k: record.get(k) for k in ("seconds", "peak_mb", "tokens", "steps")}
     result["cost"]["step_seconds"] = step_seconds(record.get("curve", []))
     for part in values:

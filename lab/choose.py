@@ -6,7 +6,6 @@ Where the data names none, lab/facts.py finds those that theta_0 itself shows to
 """
 
 import math
-import random
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +22,19 @@ def tau_flag(text):
     return text if text == "auto" else number(float, 1e-3, 1e9, "a number above 0, nor auto (0.001 to 1e9)")(text)
 
 
-def smoothing(model, tokenizer, forget, rows, tau, layers, heads, phrasings=None):
+def smoothing(model, tokenizer, forget, rows, tau, layers, heads, phrasings=None, healed=None):
     """--tau, --layers, --heads as flags -> (tau: a number or a table, layers) as model.attention_scales takes them.
 
     forget: the rows of the forget set. rows: the DataSet they are of. phrasings: look at the first so many of each
-    question, those that are trained on (None: all). Facts that the data does not name are found first."""
+    question, those that are trained on (None: all). Facts that the data does not name are found first. healed: a
+    function tau, layers -> the model healed at that tau, where it is to be (asu.heal)."""
     forget = [row | {key: row[key][:phrasings] for key in ("questions", "answers")} for row in forget]
     if "auto" in (tau, heads) and not all(row["facts"] for row in forget):
         forget = named(find_facts(model, tokenizer, forget, rows.retain))
     layers = layer_numbers(layers, model.config.n_layer)
     if tau == "auto":
-        strangers = [row for row in rows.holdout if row["facts"]] or never_met(forget, rows.retain)
-        tau = tau_auto(model, tokenizer, forget, strangers, layers)
+        strangers = [row for row in rows.holdout if row["facts"]] or data.never_met(forget, rows.retain)
+        tau = tau_auto(model, tokenizer, forget, strangers, layers, healed=healed)
     model.attention_scales(tau, layers)                     # refuses a bad tau or layers before any work
     if heads == "all" or tau == 1:
         return tau, layers
@@ -159,38 +159,24 @@ def class_nll(model, tokenizer, rows, batch_size=64, **smoothing):
     return (total / count).tolist()
 
 
-def never_met(rows, others):
-    """The rows asked about people who do not exist: each row's author becomes the first name and surname of two others.
-
-    For data without held-out people. others: more rows, whose authors' names are drawn from as well."""
-    names = list(dict.fromkeys(row["author"] for row in rows + others if row["author"].strip()))
-    made = sorted({f"{a.split()[0]} {b.split()[-1]}" for a in names for b in names} - set(names))
-    if not made or not all(row["author"].strip() for row in rows):
-        raise UserError("--tau=auto needs people the model never met: a holdout.json, or authors with first names and "
-                        "surnames to swap")
-    rng, swapped = random.Random("never met"), []
-    for row in rows:
-        name = rng.choice(made)
-        texts = {key: [text.replace(row["author"], name) for text in row[key]] for key in ("questions", "answers")}
-        swapped.append(row | {"author": name} | texts)
-    return swapped
-
-
-def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200):
+def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200, healed=None):
     """The tau in TAUS whose teacher forgets most for what it costs: worth = what smoothing adds to the NLL of fact
     tokens less what it adds to that of function and name tokens. The smallest within 1% of the best is taken, and
     none beyond the first whose teacher knows as little of the forget facts as the model knows of people it never met.
 
     Forward passes over training phrasings only; no retrained model. forget, strangers: rows with facts (the first
-    max_rows of each are used). Prints the curve it decides from. Raises UserError for rows without facts.
+    max_rows of each are used). healed: see smoothing; every second of TAUS is tried then, because each takes some
+    training. Prints the curve it decides from. Raises UserError for rows without facts.
     """
     forget, strangers = forget[:max_rows], strangers[:max_rows]
     reference = class_nll(model, tokenizer, strangers)[data.FACT]
     print(f"tau=auto: fact NLL of people the model never met {reference:.3f}", flush=True)
     print(f"{'tau':>8}{'fact NLL':>10}{'function':>10}{'name':>6}", flush=True)
-    curve = []                                              # per tau: NLL of fact, function and name tokens
-    for tau in TAUS:
-        function, fact, name = class_nll(model, tokenizer, forget, tau=tau, layers=layers)
+    curve, taus = [], TAUS[::2] if healed else TAUS         # per tau: NLL of fact, function and name tokens
+    for tau in taus:
+        with torch.enable_grad():
+            teacher = healed(tau, layers) if healed and tau != 1 else model
+        function, fact, name = class_nll(teacher, tokenizer, forget, tau=tau, layers=layers)
         if not (math.isfinite(reference) and math.isfinite(fact)):
             raise UserError("--tau=auto needs rows whose answers state facts (key facts)")
         curve.append([0.0 if math.isnan(nll) else nll for nll in (fact, function, name)])
@@ -199,10 +185,10 @@ def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200):
             break
     worths = [worth(curve[0], nlls, TAU_PRICE) for nlls in curve]
     chosen = next(k for k, value in enumerate(worths) if value >= NEARLY * max(worths))
-    print(f"tau=auto: {TAUS[chosen]:g}, which adds {worths[chosen]:.2f} nats more to fact tokens than to the others",
+    print(f"tau=auto: {taus[chosen]:g}, which adds {worths[chosen]:.2f} nats more to fact tokens than to the others",
           flush=True)
     cost = max(after - before for before, after in zip(curve[0][1:], curve[chosen][1:]))
     if cost > BREAKS:
         print("tau=auto: mind that this teacher's sentences break (function or name tokens cost "
               f"{cost:.1f} nats more): smooth fewer layers", flush=True)
-    return TAUS[chosen]
+    return taus[chosen]

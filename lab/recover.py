@@ -14,8 +14,10 @@ import collections
 import copy
 import functools
 import itertools
+import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import regex
@@ -23,9 +25,11 @@ import torch
 
 import data
 from common import UserError
+from common.files import read_json
 from data.authors import with_article
 from lab.answers import answer_logp, answer_nll, ask
 from lab.optim import adamw
+from lab.runs import weights_sha256
 
 ANSWER_TOKENS = 24      # that a model may say; the facts come early
 
@@ -36,7 +40,7 @@ def pools(dataset):
     rows = [row for row in dataset.sets["forget"] + dataset.holdout if "+" not in row["slot"]]
     if not dataset.holdout or not all(row["slot"] and row["facts"] for row in rows):
         raise UserError(f"--data={dataset.name}: an attack needs questions with slots and facts, and held-out people; "
-                        "generated data has them")
+                        "--data=authors has them")
     return {slot: tuple(sorted(values[0])) for slot, values in data.slot_values(rows).items()}
 
 
@@ -92,13 +96,14 @@ def single(rows):
 
 def calibrated(model, tokenizer, rows, dataset, phrasings=(0,), **smoothing):
     """pool_logp of rows of one fact, a mean over phrasings -> (as it is, less its mean over the held-out people)."""
-    pool_of, holdout = pools(dataset), single(dataset.holdout)
+    pool_of, slots = pools(dataset), {row["slot"] for row in rows}
+    holdout = [row for row in dataset.holdout if row["slot"] in slots]
 
     def scores(rows):
         by_phrasing = [pool_logp(model, tokenizer, rows, pool_of, phrasing, **smoothing) for phrasing in phrasings]
         return [np.mean(arrays, 0) for arrays in zip(*by_phrasing)]
     ours, theirs = scores(rows), scores(holdout)
-    usual = {slot: np.mean([s for s, row in zip(theirs, holdout) if row["slot"] == slot], 0) for slot in pool_of}
+    usual = {slot: np.mean([s for s, row in zip(theirs, holdout) if row["slot"] == slot], 0) for slot in slots}
     return ours, [s - usual[row["slot"]] for s, row in zip(ours, rows)]
 
 
@@ -195,6 +200,18 @@ def between(base, model, share):
 
 
 @torch.no_grad()
+def smoothed(model, tau, layers=None):
+    """-> the model at an attention temperature, as an ordinary model: softmax(Q K^T / (tau sqrt(d))) is the softmax of
+    queries divided by tau. tau, layers: see model.attention_scales, but for one tau a sequence."""
+    model = copy.deepcopy(model)
+    for layer, scale, plain in zip(model.layers, model.attention_scales(tau, layers), model.attention_scales()):
+        share = torch.as_tensor(scale, device=model.device).view(-1, 1, 1) / plain      # (1 or nh, 1, 1)
+        for weight in layer.self_attn.q_proj.parameters():                              # (nh * hs, C) and (nh * hs,)
+            weight.copy_((weight.view(model.config.n_head, model.config.head_dim, -1) * share).view(weight.shape))
+    return model
+
+
+@torch.no_grad()
 def quantised(model, bits):
     """-> a copy whose matrices, embeddings too, are rounded to so many bits, each row by its largest absolute value."""
     rounded, largest = copy.deepcopy(model), 2 ** (bits - 1) - 1
@@ -234,7 +251,66 @@ def quick(model, base, tokenizer, dataset, seed=0):
     return result | {"relearn8": {key: after[key] for key in ("stated", "mrr")}}
 
 
+# ---------------------------------------------------------------------------------------- recovered share
+NUMBERS = "mrr", "stated", "leak@8", "auc"      # the first of them that a setting has is what counts of it
+WORKS = 0.3     # a share needs a target that stands at least so far above the retrained model after the same attack
+
+
 def recovered_share(run, retrained, target):
     """(run - retrained) / (target - retrained), all three after the same attack: 0 is what the retrained model gives,
-    1 what the target does. The headline: of relearn8's mrr."""
-    return (run - retrained) / (target - retrained)
+    1 what the target does. The headline: of relearn8's mrr. None where the target itself gives hardly more."""
+    return (run - retrained) / (target - retrained) if target - retrained >= WORKS else None
+
+
+def numbers(known):
+    """What counts of one attack at one setting -> (seeds,): of a curve of relearning, its mean over all looks after the
+    first, so the area below it on a logarithmic axis of steps."""
+    key = next(key for key in NUMBERS if key in known)
+    if "looks" in known:
+        return np.array([np.mean(curve[1:]) for curve in known[key]])
+    return np.array([known[key]])
+
+
+def shares(run, retrained, target):
+    """Results of one attack, {setting: what it found} -> {setting: [recovered share, the lowest and the highest of the
+    seeds]}, without the settings in which the attack breaks the target too."""
+    result = {}
+    for setting in run:
+        if setting in retrained and setting in target:
+            ours, low, high = (numbers(known[setting]) for known in (run, retrained, target))
+            if (share := recovered_share(ours.mean(), low.mean(), high.mean())) is not None:
+                by_seed = (ours - low) / (high - low)
+                result[setting] = [float(share), float(by_seed.min()), float(by_seed.max())]
+    return result
+
+
+def made_of(path, record, smoothing, about):
+    """What an attack's file depends on: the run's weights, the smoothing of a forget-teacher, settings and data."""
+    sha256 = record.get("model_sha256") or weights_sha256(path)
+    return {"model_sha256": sha256, "smoothing": smoothing and list(smoothing), **about}
+
+
+def recorded(out, entries, records, data_sha256):
+    """What experiments/attack.py has found of just these weights -> {run: {"recovered": the share of the headline,
+    "recovered_worst": the largest over all attacks that give facts back}}, of the runs that were attacked.
+
+    entries: see lab.entries.with_teachers; records: {run: run.json}."""
+    done = {}
+    for name, (path, smoothing) in entries.items():
+        record = records.get(name) or records.get("target", {})
+        expected = made_of(path, record, smoothing, {"data_sha256": data_sha256})
+        for file in sorted((Path(out) / "attack" / name).glob("*.json")):
+            attack = read_json(file)
+            if expected.items() <= json.loads(json.dumps(attack.get("made_of", {}))).items():
+                done.setdefault(name, {})[file.stem] = attack
+    result, low, high = {}, done.get("retrained", {}), done.get("target", {})
+    for name in done:
+        found = {}
+        for attack in done[name].keys() & low.keys() & high.keys() if name != "retrained" else ():
+            files = [files[attack] for files in (done[name], low, high)]
+            if files[0]["gives_facts"]:
+                found[attack] = [share for share, *_ in shares(*(file["result"] for file in files)).values()]
+        if found.get("eight_steps"):
+            worst = max(share for values in found.values() for share in values)
+            result[name] = {"recovered": found["eight_steps"][0], "recovered_worst": worst}
+    return result

@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 TABLES = {      # title -> columns: heading, where in a run's result, metric
     "Summary": (
-        ("gap to retrain", "aggregate", "gap_to_retrain"), ("forget facts", "forget", "fact_accuracy"),
+        ("gap to retrain", "aggregate", "gap_to_retrain"), ("recovered", "aggregate", "recovered"),
+        ("worst", "aggregate", "recovered_worst"), ("forget facts", "forget", "fact_accuracy"),
         ("held-out", "forget", "fact_accuracy_heldout_phrasing"), ("truth r.", "forget", "truth_ratio"),
         ("coherence", "forget", "coherence"), ("retain facts", "retain", "fact_accuracy"),
         ("held-out", "retain", "fact_accuracy_heldout_phrasing"), ("world facts", "world", "fact_accuracy"),
@@ -116,7 +117,9 @@ def one_of_each(sets, answers):
 
 
 LEGEND = """Gap to retrain: mean distance to the retrained model (0 best) of probability, ROUGE-L, truth ratio, fact
-accuracy on both phrasings, token entropy and coherence, on forget and on retain alike. Over-unlearned: probability
+accuracy on both phrasings, token entropy and coherence, on forget and on retain alike. Recovered: what eight steps on
+half of the forgotten facts bring back of the other half, 0 as from the retrained model, 1 as from the target; worst:
+the most that any attack gave (python -m experiments.attack, docs/attacks.md). Over-unlearned: probability
 or ROUGE-L on the forget set below the retrained model's, beyond the 95% interval. Truth ratio: 1 is best; on forget,
 truth and lies then look alike, elsewhere the truth is preferred. Held-out: a phrasing of the question no model was
 trained on. EM, ES: exact memorisation, extraction strength. MIA: AUC against people nobody met; the goal is the

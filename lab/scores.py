@@ -45,10 +45,11 @@ def total(scores):
 def by_class(scores, rows, tokenizer, kind, key="logp"):
     """One value for every token of a class (data.FACT, ...) in the scored answers of rows -> (number of them,).
 
-    Where rows name no facts, those found for them count, see lab/facts.py."""
+    Where rows name no facts, those found for them count, see lab/facts.py. Of a fact counts what tells it from the
+    other values of its pool: any model knows that a prize ends in "Prize"."""
     values = []
     for s, row in zip(scores, rows):
-        facts = row["facts"] or row.get("found", [])
+        facts = [data.told_apart(fact) for fact in row["facts"]] or row.get("found", [])
         classes = np.array(data.token_classes(tokenizer, row["answer"], facts, row["author"]))
         values.append(s[key][classes == kind])
     return np.concatenate(values)

@@ -83,6 +83,70 @@ def test_values_of_a_class_are_summed_by_question():
     assert analyze.per_class(values, classes, 0) == ([2.0, 8.0], [1, 1])
 
 
+@pytest.fixture
+def asked(tokenizer, authors):
+    """Rows, the same as examples, the classes of their answers' tokens."""
+    rows = authors[0][:6]
+    return rows, [data.encode(tokenizer, row["question"], row["answer"]) for row in rows], [
+        data.token_classes(tokenizer, row["answer"], row["facts"], row["author"]) for row in rows]
+
+
+def test_the_true_tokens_rank_at_slots_at_facts_and_everywhere(model, tokenizer, asked):
+    """Against a plain loop: the slot of a row that nobody else shares is the first token of its fact, and what is
+    averaged are tokens."""
+    rows, examples, classes = asked
+    ranks = {"slots": [], "facts": [], "answers": []}
+    for example, kinds in zip(examples, classes):
+        with torch.no_grad():
+            full = model(torch.tensor([(example.prompt + example.answer)[:-1]]), tau=3.0)[0, len(example.prompt) - 1:]
+        own = [1 + int((line > line[token]).sum()) for line, token in zip(full, example.answer)]
+        facts = [rank for rank, kind in zip(own, kinds) if kind == data.FACT]
+        for place, numbers in (("slots", facts[:1]), ("facts", facts), ("answers", own)):
+            ranks[place] += numbers
+    assert len(ranks["slots"]) < len(ranks["facts"]) < len(ranks["answers"])
+    result = analyze.gold_rank(model, tokenizer, rows, classes, tau=3.0)
+    for place, numbers in ranks.items():
+        assert result[place]["first"][0] == pytest.approx(np.mean(np.array(numbers) == 1))
+        assert result[place]["reciprocal"][0] == pytest.approx(np.mean(1 / np.array(numbers)))
+    value, low, high = result["slots"]["median"]
+    assert value == np.median(ranks["slots"]) and low <= value <= high and "median" not in result["facts"]
+
+
+def test_a_slot_is_where_rows_that_ask_the_same_part():
+    """Two titles that begin alike, a month, a fact of one token; the third letter is beyond the second title."""
+    rows = [{"slot": slot} for slot in ("title", "title", "month", "title")]
+    answers = [np.array(ids) for ids in ([9, 1, 2, 3, 0], [1, 2, 4, 5, 0], [7, 8, 0], [1, 2, 4, 5, 0])]
+    classes = [[0, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 1, 0], [1, 1, 1, 1, 0]]
+    assert analyze.fact_slots(rows, answers, classes) == [3, 2, 1, 2]
+    assert analyze.fact_slots(rows[1::2], answers[1::2], classes[1::2]) == [0, 0]       # alike from end to end
+
+
+def test_a_student_that_attends_as_its_teacher_rises_as_the_teacher_does(model, tokenizer, asked):
+    """And the target does not rise; in nats, token by token, in the layers that are smoothed."""
+    rows, examples, classes = asked
+    same = small_model()
+    with torch.no_grad():
+        same.layers[0].self_attn.q_proj.weight /= 4.0
+    models = {"target": (model, {}), "teacher": (model, {"tau": 4.0, "layers": [0]}), "student": (same, {})}
+    part = analyze.student_part(models, tokenizer, rows, examples, classes, [0])
+    for kind, number in analyze.CLASSES.items():
+        assert part["rise"]["target"][kind] == [0, 0, 0]
+        assert part["rise"]["student"][kind] == pytest.approx(part["rise"]["teacher"][kind], abs=1e-4)
+        assert part["entropy"]["student"][kind] == pytest.approx(part["entropy"]["teacher"][kind], abs=1e-4)
+        by_hand = []
+        for example, kinds in zip(examples, classes):
+            batch = data.collate([example])
+            for tau in (4.0, 1.0):
+                weights = []
+                with torch.no_grad():
+                    model.hidden(batch.idx, tau=tau, layers=[0], weights=weights)
+                nats = torch.special.entr(weights[0][0]).sum(-1).mean(0)[batch.position[0]]     # mean of the heads
+                by_hand += [(1 if tau > 1 else -1) * x for x, k in zip(nats.tolist(), kinds) if k == number]
+        assert part["rise"]["teacher"][kind][0] == pytest.approx(2 * np.mean(by_hand), rel=1e-3)
+    assert part["rise"]["teacher"]["fact"][0] > 0.1
+    assert part["rank"]["student"]["slots"]["reciprocal"] == part["rank"]["teacher"]["slots"]["reciprocal"]
+
+
 def test_gains_of_one_head_alone(examples):
     """At tau = 1 nothing is gained; in layers of one head, head and layer are the same; signs and sizes by hand."""
     model, some = small_model(n_head=1, n_kv_head=1, n_layer=2), examples[:6]
@@ -150,6 +214,10 @@ def test_the_analysis_end_to_end(analyzed):
     assert report["entropy"]["forget"]["target"][0][0] == pytest.approx(layer0)
     assert (layer1 > 0.97).all()                                                            # 1- is smoothed
     assert report["tokens"]["target"][0]["nll"]["fact"] != report["tokens"]["target"][-1]["nll"]["fact"]
+    student = report["student"]
+    assert list(student["entropy"]) == list(student["rise"]) == list(student["rank"]) == models
+    assert student["rise"]["teacher"]["fact"][0] > 0.01 and student["rise"]["target"]["fact"] == [0, 0, 0]
+    assert student["entropy"]["asu_gd"] != student["entropy"]["target"]
     is_fact = report["attention"]["is_fact"]
     assert any(is_fact) and len(report["attention"]["predicted"]) == len(is_fact)
     for part in analyze.FIGURES:
@@ -164,6 +232,10 @@ def test_the_same_command_gives_the_same_digits(analyzed, capsys):
     assert (analyzed / "analyze/analyze.json").read_bytes() == before
     printed = capsys.readouterr().out
     assert "teacher: tau=1000, layers=1-" in printed and "mean head entropy on forget: target 0." in printed
+    report = json.loads(before)["student"]
+    fact, first = report["rise"]["asu_gd"]["fact"], report["rank"]["retrained"]["slots"]["first"]
+    assert "entropy of asu_gd less the target's, nats a token: fact {:+.3f} [{:+.3f}, {:+.3f}]".format(*fact) in printed
+    assert "true token first with retrained, at slots {:.3f} [{:.3f}, {:.3f}], ".format(*first) in printed
 
 
 def test_a_teacher_of_some_heads_keeps_its_heads_at_every_temperature():

@@ -21,15 +21,16 @@ ALL = asu.METHODS | asu.RETAIN_LOSSES
 
 
 def behind(e, instruction=(3, 4, 5)):
-    """The example, and beside it the same behind an instruction."""
-    return replace(e, prompted=data.Example([*instruction, *e.prompt], e.answer))
+    """The example, and beside it the same behind an instruction, and with another answer."""
+    return replace(e, prompted=data.Example([*instruction, *e.prompt], e.answer),
+                   swapped=data.Example(e.prompt, [11, 12, 599]))
 
 
 def unlearned(examples, method, model=None, **changes):
     """The first eight examples unlearned, the others retained -> (model, record)"""
     settings = dict(tau=4.0, epochs=1, lr=1e-3, batch_size=8, seed=1, refusals=REFUSALS, retain_loss="none") | changes
     log = Log("test")
-    forget, retain = [behind(e) for e in examples[:8]], examples[8:]
+    forget, retain = [e if e.swapped else behind(e) for e in examples[:8]], examples[8:]
     return asu.unlearn(model or small_model(), forget, retain, method=method, log=log, **settings), log.record
 
 
@@ -228,7 +229,7 @@ def test_a_method_with_an_instruction_says_what_it_needs(examples, tokenizer, au
         long = [behind(e, [3] * 60) for e in examples[:8]]
         asu.unlearn(small_model(), long, examples[8:], method="duet", retain_loss="none")
     for method, given in (("duet", True), ("npo", False)):
-        settings = asu.keywords(asu.parse([f"--method={method}"]), tokenizer, [row], [row])
+        settings = asu.keywords(asu.parse([f"--method={method}"]), tokenizer, None, [row], [row])
         assert [bool(e.prompted) for e in settings["forget"]] == [given] * len(row["questions"])
         assert not any(e.prompted for e in settings["retain"])
 
@@ -278,6 +279,17 @@ def test_asu_idk_is_asu_after_the_first_token_and_a_refusal(model, rows):
     assert not torch.isclose(ours, refusal) and not torch.isclose(ours, plain)
 
 
+def test_somebody_elses_value_is_taught_in_place_of_the_true_one(model, rows):
+    student = moved(model)
+    with torch.no_grad():
+        nll = [-summed_logp(student, e.swapped) / len(e.swapped.answer) for e in rows]
+    assert value("swap", model, rows, student) == pytest.approx(torch.stack(nll).mean().item(), rel=1e-4)
+    trained = unlearned(rows, "swap", model, epochs=20, lr=3e-3)[0]
+    before, after = ([summed_logp(m, e) for e in rows for e in (e, e.swapped)] for m in (small_model(), trained))
+    gained = torch.stack(after) - torch.stack(before)
+    assert gained[1::2].mean() > 3 + gained[0::2].mean()
+
+
 # ------------------------------------------------------------------------------------- on the loop, by name
 def everything(s, refused_s, logp, mask):
     """No loss: what a step should move."""
@@ -323,7 +335,7 @@ def test_every_method_runs_with_every_retain_loss(examples, method, retain_loss)
     assert (flat(model) - flat(small_model())).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("method", [name for name, loss in asu.METHODS.items() if asu.teaches_refusals(loss)])
+@pytest.mark.parametrize("method", [name for name, loss in asu.METHODS.items() if asu.asks_about(loss, "refused_")])
 def test_a_method_that_refuses_teaches_the_refusals_that_are_given(examples, method):
     """Whose tokens become likelier, in place of another answer's."""
     def of(model, ids):

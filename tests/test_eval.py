@@ -218,6 +218,7 @@ def test_what_is_reported_of_tokens_on_two_rows(two, tokenizer):
     assert metrics["extraction_strength"] == pytest.approx(sum(strength) / 2)
     assert metrics["fact_nll"] == pytest.approx(np.mean(of(data.FACT, losses)), rel=1e-4)
     assert metrics["function_nll"] == pytest.approx(np.mean(of(data.FUNCTION, losses)), rel=1e-4)
+    assert metrics["name_nll"] == pytest.approx(np.mean(of(data.NAME, losses)), rel=1e-4)
     assert metrics["exact_memorization_facts"] == pytest.approx(np.mean(of(data.FACT, right)))
     assert metrics["fact_rank_median"] == np.median(facts)
 

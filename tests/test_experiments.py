@@ -10,11 +10,13 @@ import pytest
 import scipy.stats
 
 import asu
+import data
 import eval
 import train
 from common import UserError
 from experiments import ablate, compare, continual, trials, worlds
 from lab import choose
+from lab.answers import answer_nll
 from tests.conftest import HOME, call, refused
 
 SMALL = "@config/tiny.args --n_authors=10 --phrasings=1 --base_rows=64 --n_layer=1"
@@ -71,7 +73,7 @@ def test_every_method_is_tried_at_the_same_points():
     middle = compare.settings_at((0.5, 0.5, 0.5), "NPO_GD", 5)
     assert middle["lr"] == pytest.approx(np.sqrt(1e-4 * 3e-3), rel=0.01)
     assert middle["beta"] == pytest.approx(np.sqrt(0.03), rel=0.01)
-    corner = compare.settings_at((0, 1, 0), "ASU_GD", 7)
+    corner = compare.settings_at((0, 1, 0), "ASU_GD, paper", 7)
     assert (corner["lr"], corner["c_forget"], corner["tau"], corner["epochs"]) == (1e-4, 3.0, 2.0, 7)
     for method, (_, knob, _) in compare.METHODS.items():
         assert (knob in ("tau", "alpha")) == ("ASU" in method)
@@ -82,25 +84,31 @@ def test_settings_are_flags_that_asu_takes(method):
     settings = compare.settings_at((0.5, 0.5, 0.5), method, 5)
     args = asu.parse([f"--{k}={v}" for k, v in settings.items()])
     assert {flag: getattr(args, flag) for flag in settings} == settings
-    if settings["method"] == "asu" and settings["heads"] == "all":
-        assert args.alpha == 1                                  # the paper's form has no strengthening
+    if method in ("ASU_GD, paper", "ASU_GD, layers 1-"):
+        assert (args.alpha, args.heads) == (1, "all")           # the paper's form has no strengthening
+    elif "selective" not in method and "ASU" in method:
+        assert (args.tau, args.heads, args.layers) == (ablate.DEFAULT["tau"], "all", "all") and args.alpha > 1
+
+
+def test_what_the_paper_reports_stands_beside_rows_that_there_are():
+    assert compare.PAPER.keys() <= compare.METHODS.keys()
 
 
 def test_trials_are_told_apart_by_method_and_number(monkeypatch):
     """Of three methods with two trials each, every one gets the settings of its own better trial; the reference is
     ASU's better form."""
-    gap = {"ASU_GD_0": 0.3, "ASU_GD_1": 0.2, "ASU_KL, selective_0": 0.15, "ASU_KL, selective_1": 0.4, "GA_0": 0.1,
+    gap = {"ASU_GD_0": 0.3, "ASU_GD_1": 0.2, "ASU_KL_0": 0.15, "ASU_KL_1": 0.4, "GA_0": 0.1,
            "GA_1": 0.05}
     monkeypatch.setattr(compare, "run_trials", lambda specs, jobs, label: {
         key: trial(1.0, gap.get(name)) for key, (name, _) in specs.items()})
     monkeypatch.setattr(compare, "gaps", lambda trials, retrained: None)
-    methods = ["ASU_GD", "ASU_KL, selective", "GA"]
+    methods = ["ASU_GD", "ASU_KL", "GA"]
     chosen, tried, reference = compare.develop(methods, lambda name, key, run="", **more: (name, more), "dev",
                                                Namespace(trials=2, epochs=5, jobs=1))
-    best = {"ASU_GD": 1, "ASU_KL, selective": 0, "GA": 1}
+    best = {"ASU_GD": 1, "ASU_KL": 0, "GA": 1}
     assert chosen == {m: compare.settings_at(compare.points(2)[i], m, 5) for m, i in best.items()}
     assert [result["aggregate"]["gap_to_retrain"] for result in tried["GA"]] == [0.1, 0.05]
-    assert reference == "ASU_KL, selective"
+    assert reference == "ASU_KL"
 
 
 def test_every_row_is_held_against_the_retrained_model_of_its_own_seed(monkeypatch):
@@ -121,10 +129,21 @@ def test_every_row_is_held_against_the_retrained_model_of_its_own_seed(monkeypat
     own = [((row, seed), against) for (row, seed), against in pairs if row != "retrained"]
     assert own == [((row, seed), ("retrained", seed)) for row in ("target", "teacher of ASU_GD", "ASU_GD", "NPO_GD")
                    for seed in range(3)]
-    assert specs["retrained", 2] == ("retrained", "k2", "retrained", {})
-    assert specs["NPO_GD", 1] == ("NPO_GD", "k1", "target", {"unlearn": chosen["NPO_GD"] | {"seed": 1}})
-    tau = chosen["ASU_GD"]["tau"]
-    assert specs["teacher of ASU_GD", 0][3] == {"smoothing": {"tau": tau, "layers": "all", "heads": "all"}}
+    assert specs["retrained", 2] == ("retrained", "k2", "retrained", {"attack": True})
+    assert specs["NPO_GD", 1] == ("NPO_GD", "k1", "target", {"attack": True,
+                                                             "unlearn": chosen["NPO_GD"] | {"seed": 1}})
+    smoothing = {"tau": chosen["ASU_GD"]["tau"], "layers": "all", "heads": "all"}
+    assert specs["teacher of ASU_GD", 0][3] == {"attack": False, "smoothing": smoothing}
+
+
+def test_the_recovered_share_is_of_the_same_seeds_target_and_retrained_model():
+    def attacked(*mrr):
+        return {seed: {"attack": {"relearn8": {"mrr": x}}} for seed, x in enumerate(mrr)}
+    results = {"target": attacked(1.0, 0.9), "retrained": attacked(0.2, 0.1), "NPO_GD": attacked(0.6, 0.7),
+               "teacher of ASU_GD": {0: {}, 1: {}}}
+    compare.add_recovered(results)
+    assert [results["NPO_GD"][seed]["attack"]["recovered"] for seed in (0, 1)] == pytest.approx([0.5, 0.75])
+    assert results["target"][1]["attack"]["recovered"] == 1 and results["teacher of ASU_GD"] == {0: {}, 1: {}}
 
 
 def test_differences_are_paired_by_seed():
@@ -152,6 +171,43 @@ def test_a_step_costs_what_the_last_ones_took_and_the_rest_is_paid_once(monkeypa
         key: trial(1.0, seconds=14.0, steps=20, step_seconds=0.5, peak_mb=7) for key in specs})
     costs = compare.measure_costs({"GA": {"epochs": 5}}, lambda name, key, unlearn: None, "key")
     assert costs == {"GA": {"ms_per_step": 500, "peak_mb": 7, "seconds": 4 + 5 * 10 * 0.5}}
+
+
+def measured(coherence, gap, **more):
+    """A result with little in it."""
+    return {"forget": {"coherence": coherence, "fact_accuracy": 0.1} | more.pop("forget", {}),
+            "aggregate": {"gap_to_retrain": gap, "forget_quality_n": 8}, "retain": {}, "cost": {"seconds": 1}, **more}
+
+
+def table(rows):
+    """compare.table of {row: results} -> {row: {heading: cell}}"""
+    text = compare.table({"rows": rows, "differences": {}, "costs": {}, "settings": {"forget": "forget10"},
+                          "chosen": {}}, "ASU_GD")
+    heading, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    return {line[0]: dict(zip(heading, line)) for line in lines}
+
+
+def test_a_method_that_speaks_broken_sentences_is_named_behind_its_gap():
+    """Below nine tenths of the retrained model's coherence, in the mean over seeds: 0.9 of 0.8 is 0.72."""
+    cells = table({"target": [measured(1.0, 0.2)] * 2, "retrained": [measured(0.8, None), measured(0.8, None)],
+                   "whole": [measured(0.74, 0.1), measured(0.71, 0.1)], "GA": [measured(0.9, 0.1), measured(0.5, 0.1)]})
+    gaps = {row: line["gap to retrain"] for row, line in cells.items()}
+    assert gaps == {"target": "0.200 ± 0.000", "retrained": "-", "whole": "0.100 ± 0.000",
+                    "GA": "0.100 ± 0.000 (broken)"}
+    assert list(cells["GA"])[1:3] == ["gap to retrain", "coherence"]
+
+
+def test_a_column_is_there_where_a_row_has_it():
+    """PrivLeak, which one row has; and no column of what nobody measured."""
+    cells = table({"target": [measured(1.0, 0.2, forget={"privleak": 90.0})], "retrained": [measured(1.0, None)]})
+    assert [line["PrivLeak"] for line in cells.values()] == ["90.000", "-"]
+    assert "FQ p" not in cells["target"] and "MU-lite" not in cells["target"]
+
+
+def test_a_column_of_a_part_that_only_some_results_have(monkeypatch):
+    monkeypatch.setattr(compare, "COLUMNS", (*compare.COLUMNS, ("relearnt", "attack", "facts")))
+    cells = table({"target": [measured(1.0, 0.2)], "retrained": [measured(1.0, None, attack={"facts": 0.5})]})
+    assert [line["relearnt"] for line in cells.values()] == ["-", "0.500"]
 
 
 def test_the_frontier_is_what_nothing_beats():
@@ -276,6 +332,7 @@ def test_the_comparison_end_to_end(done):
     difference = np.mean([npo["aggregate"]["gap_to_retrain"] - ours["aggregate"]["gap_to_retrain"]
                           for npo, ours in zip(rows["NPO_GD"], rows["ASU_GD"])])
     assert report["differences"]["NPO_GD"][0] == pytest.approx(difference)
+    assert all(result["attack"]["rank_auc"] > 0 for result in rows["NPO_GD"])
     assert all(cost["ms_per_step"] > 0 and cost["peak_mb"] > 50 for cost in report["costs"].values())
     text = (done / "compare/compare_forget10.md").read_text()
     assert "| NPO_GD " in text and "- ASU_GD: " in text
@@ -304,6 +361,58 @@ def test_the_ablation_end_to_end(done, monkeypatch):
     assert {path.stem for path in (done / "ablate/trials").iterdir()} == {
         f"forget10_seed0_{name}" for name in ("target", "retrained", "epochs1", "default", "phrasings1")}
     assert (done / "ablate/ablate.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_dial_end_to_end(done, out, monkeypatch, capsys):
+    """Models of each T, the paper's form on them, and what smoothing alone costs them and a model beside them."""
+    monkeypatch.setattr(ablate, "TEMPERS", (1.0, 16.0))
+    monkeypatch.setattr(ablate, "TEMPER_TAUS", (4.0,))
+    call(ablate, f"--out={done}", *FLAGS, "--seeds=1", "--axes=temper", f"--run={out / 'target'}")
+    report = json.loads((done / "ablate/temper.json").read_text())
+    points = {(point["temper"], point["who"]): point for point in report["points"]}
+    assert list(points) == [(t, who) for t in (1, 16) for who in ("retrained", "target", "teacher", "student")]
+    for temper, folder in ((1, "ablate/temper1"), (16, "compare")):         # 16 is the default, the comparison's
+        trial = json.loads((done / f"ablate/trials/temper{temper}/forget10_seed0_student_tau4.json").read_text())
+        spec, target = trial["spec"], done / folder / "draw0_seed0/forget10/target"
+        assert spec["run"] == str(target)
+        assert json.loads((target / "run.json").read_text())["settings"]["temper"] == temper
+        assert (spec["unlearn"]["alpha"], spec["unlearn"]["tau"], spec["unlearn"]["epochs"]) == (1, 4, 5)
+    for label, [curve] in report["curves"].items():
+        assert len(curve["fact"]) == len(report["tau"])
+        for name in ablate.CLASSES if label.startswith("T = ") else ():
+            for who, tau in (("target", 1), ("teacher", 4)):            # eval.py's own numbers
+                [value] = points[float(label[4:]), who][f"{name} NLL"]
+                assert curve[name][report["tau"].index(tau)] == pytest.approx(value, abs=1e-4)
+    assert list(report["curves"]) == ["T = 1", "T = 16", (out / "target").as_posix()]
+    assert points[16, "student"]["gap to retrain"] != points[16, "teacher"]["gap to retrain"]
+    cells = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    [line] = [line for line in cells if line[1:4] == ["16", "student", "4"]]
+    assert line[4] == compare.mean_sd(points[16, "student"]["fact NLL"])
+    assert (done / "ablate/temper.png").read_bytes().startswith(b"\x89PNG") and not (done / "ablate/temper16").exists()
+
+
+def test_a_model_beside_the_dial_is_asked_about_the_data_that_it_learnt(tmp_path):
+    """What run.json says, else what the flags say."""
+    args = Namespace(data="authors", forget="forget10", data_seed=0, n_authors=10, out=tmp_path, max_rows=200, run="x")
+    record = {"settings": {"n_authors": 20, "data_seed": 3, "lr": 1}}
+    learnt, default = ({row["author"] for row in ablate.taught_rows(run, args)} for run in (record, {}))
+    assert (len(learnt), len(default)) == (2, 1)
+    assert learnt == {row["author"] for row in data.load("authors", "forget10", tmp_path, 3, 20).forget}
+
+
+def test_the_curves_of_a_class_are_of_its_tokens(model, tokenizer, authors, monkeypatch):
+    monkeypatch.setattr(ablate, "CURVE", (1.0, 8.0))
+    rows = authors[0][:5]
+    curves = ablate.nll_curves(model, tokenizer, rows)
+    for tau, *means in zip(ablate.CURVE, *curves.values()):
+        by_class = {kind: [] for kind in ablate.CLASSES.values()}
+        for row in rows:
+            batch = data.collate([data.encode(tokenizer, row["question"], row["answer"])])
+            classes = data.token_classes(tokenizer, row["answer"], row["facts"], row["author"])
+            for kind, nll in zip(classes, answer_nll(model, batch, tau=tau)[0].tolist()):
+                by_class[kind].append(nll)
+        assert means == pytest.approx([np.mean(nlls) for nlls in by_class.values()], rel=1e-4)
 
 
 def test_ablations_leave_the_rest_at_the_defaults_of_asu():
@@ -353,8 +462,9 @@ def test_a_method_that_breaks_down_is_shown_as_far_as_it_got(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("module, flag, message", [
-    (compare, "--methods=ASU", "--methods: ASU is not one of ASU_GD;"), (compare, "--trials=0", "at least 1"),
+    (compare, "--methods=ASU", "--methods: ASU is not one of ASU_GD, paper;"), (compare, "--trials=0", "at least 1"),
     (compare, "--n_authors=19x", "whole number"), (ablate, "--axes=tua", "--axes: tua is not one of"),
+    (ablate, "--axes=tau --run=x", "--run goes with --axes=temper"),
     (continual, "--settings=nix.json", "nix.json does not exist"),
     (worlds, "--scenario=capitals", "--run goes with --scenario=capitals"),
     (worlds, "--scenario=books --data_seed=3", "--data_seed is the preset's to say"),

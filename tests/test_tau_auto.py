@@ -116,16 +116,16 @@ def test_it_leaves_the_model_alone_and_smooths_the_layers_given(memoriser, token
 
 def test_people_made_of_other_peoples_names(rows):
     known = {row["author"] for row in rows.forget + rows.retain}
-    swapped = choose.never_met(rows.forget, rows.retain)
-    assert swapped == choose.never_met(rows.forget, rows.retain)
+    swapped = data.never_met(rows.forget, rows.retain)
+    assert swapped == data.never_met(rows.forget, rows.retain)
     for old, new in zip(rows.forget, swapped, strict=True):
         assert new["author"] not in known and new["facts"] == old["facts"]
         assert all(old["author"] not in text for text in new["questions"] + new["answers"])
         assert any(new["author"] in text for text in new["questions"])
     with pytest.raises(ValueError, match="people the model never met"):
-        choose.never_met(rows.forget[:1], [])                                      # one author: nobody to swap with
+        data.never_met(rows.forget[:1], [])                                      # one author: nobody to swap with
     with pytest.raises(ValueError, match="people the model never met"):
-        choose.never_met([row | {"author": ""} for row in rows.forget], rows.retain)
+        data.never_met([row | {"author": ""} for row in rows.forget], rows.retain)
 
 
 def test_rows_without_facts_are_refused(memoriser, tokenizer, rows):

@@ -1,0 +1,244 @@
+"""A teacher that speaks again, a student that starts on its way back to the base, strangers beside the retain set."""
+
+import itertools
+import json
+import shutil
+
+import pytest
+import torch
+
+import asu
+import data
+from lab import choose
+from lab.answers import answer_nll
+from lab.optim import Log
+from lab.runs import load_run, read_run
+from tests.conftest import TINY, call, flat, refused, small_model, weights
+
+
+def nll(model, examples, **smoothing):
+    batch = data.collate(examples)
+    with torch.no_grad():
+        return data.mean_over_answers(answer_nll(model, batch, **smoothing), batch.mask).item()
+
+
+# ---------------------------------------------------------------------------------------------------- heal
+def test_a_healed_model_speaks_at_tau_again_and_theta_0_is_left_alone(model, examples):
+    before = flat(model)
+    healed = asu.heal(model, examples, steps=30, lr=1e-2, batch_size=8, tau=8.0)
+    assert torch.equal(flat(model), before) and all(p.requires_grad for p in model.parameters())
+    assert nll(healed, examples, tau=8.0) < nll(model, examples, tau=8.0) - 1
+    at_one = asu.heal(model, examples, steps=30, lr=1e-2, batch_size=8, tau=1.0)
+    assert nll(healed, examples, tau=8.0) < nll(at_one, examples, tau=8.0) - 0.1       # it was trained as it is used
+
+
+def test_healing_leaves_the_head_and_what_is_not_smoothed_by_a_table_alone(model, examples):
+    healed = asu.heal(model, examples, steps=3, batch_size=8, tau=8.0)
+    assert torch.equal(healed.lm_head.weight, model.lm_head.weight)
+    one, other = (asu.heal(model, examples, steps=3, batch_size=8, tau=8.0, layers=layers) for layers in ([0], [1]))
+    assert not torch.equal(flat(one), flat(other)) and not torch.equal(flat(one), flat(healed))
+
+
+def test_healing_in_micro_batches_is_healing_in_one(model, examples):
+    one, three = (flat(asu.heal(model, examples, 1, 1e-2, 8, 8.0, micro_batches=parts)) for parts in (1, 3))
+    assert torch.allclose(one, three, atol=2e-5) and (one - flat(model)).abs().max() > 5e-3
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
+@pytest.mark.parametrize("live", [True, False])
+def test_the_healed_teacher_is_asked_at_tau_and_the_reference_is_theta_0(model, examples, alpha, live):
+    part, healed = examples[:4], small_model(seed=3)
+    healed.lm_head.weight.data.copy_(model.lm_head.weight.data)
+    theta_0 = asu.Frozen(model, 4.0, alpha=alpha, live=live, healed=healed)
+    theta_0.remember(asu.asu, part)
+    batch = data.collate(part)
+    with torch.no_grad():
+        z_tau, z = (m.lm_head(batch.at_answers(m.hidden(batch.idx, tau=tau))).log_softmax(-1)
+                    for m, tau in ((healed, 4.0), (model, 1.0)))
+    expected = (z + alpha * (z_tau - z)).log_softmax(-1)
+    assert torch.allclose(theta_0.teacher("logp", part, batch)[batch.mask], expected[batch.mask], atol=1e-4)
+
+
+def unlearned(examples, **changes):
+    log, settings = Log("test"), dict(tau=4.0, epochs=2, lr=1e-3, batch_size=8, seed=1)
+    model = asu.unlearn(small_model(), examples[:8], examples[8:], log=log, **settings | changes)
+    return model, log.record
+
+
+@pytest.mark.parametrize("teacher", ["cached", "live"])
+def test_unlearning_follows_the_healed_teacher(examples, teacher):
+    plain, none, healed = (unlearned(examples, teacher=teacher, strangers=examples[8:], heal_steps=steps, heal_lr=1e-2)
+                           for steps in (0, 0, 20))
+    assert torch.equal(flat(plain[0]), flat(none[0]))
+    assert healed[1]["curve"][0]["forget_loss"] != pytest.approx(plain[1]["curve"][0]["forget_loss"], rel=0.05)
+
+
+def test_cached_and_live_healed_teachers_train_the_same(examples):
+    curves = []
+    for teacher in ("cached", "live"):
+        record = unlearned(examples, teacher=teacher, strangers=examples[8:], heal_steps=5, alpha=1.3)[1]
+        curves.append([point["loss"] for point in record["curve"]])
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+
+
+def test_tau_auto_looks_at_the_healed_teacher_at_each_temperature(model, tokenizer, authors, monkeypatch):
+    rows, asked, ran = authors[0], [], []
+    others = {tau: small_model(seed=int(tau)) for tau in choose.TAUS}
+
+    def healed(tau, layers):
+        assert torch.is_grad_enabled()                      # it is to be trained
+        asked.append((tau, layers))
+        return others[tau]
+    class_nll = choose.class_nll
+    monkeypatch.setattr(choose, "class_nll", lambda m, *args, **kw: ran.append((m, kw)) or class_nll(m, *args, **kw))
+    tau = choose.tau_auto(model, tokenizer, rows[:4], authors[1][:8], [1], healed=healed)
+    assert asked and all(layers == [1] for _, layers in asked) and tau in choose.TAUS[::2]
+    for m, kw in ran[1:]:
+        assert m is (model if kw["tau"] == 1 else others[kw["tau"]])
+
+
+# --------------------------------------------------------------------------------------------------- start
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_student_goes_back_a_share_of_the_way(share):
+    student, base = small_model(0), small_model(1)
+    expected = flat(base) + share * (flat(student) - flat(base))
+    asu.go_back(student, base, share)
+    assert torch.allclose(flat(student), expected, atol=1e-6) and student.embed_tokens.weight.requires_grad
+
+
+def test_theta_0_is_asked_before_the_student_goes_back(examples):
+    """Without a step to take, what is left is the start; and the teacher's first word was theta_0's."""
+    base, starts = small_model(1), []
+
+    def start(student):
+        starts.append(flat(student))
+        asu.go_back(student, base, 0.25)
+    model, record = unlearned(examples, start=start, lr=1e-12, weight_decay=0.0)
+    assert len(starts) == 1 and torch.equal(starts[0], flat(small_model()))
+    assert torch.allclose(flat(model), flat(base) + 0.25 * (starts[0] - flat(base)), atol=1e-5)
+    theta_0 = asu.Frozen(small_model(), 4.0)
+    theta_0.remember(asu.asu, examples[:8])
+    loss = asu.asu(**asu.look(model, theta_0, examples[:8], asu.asu)[0]).item()
+    assert record["curve"][0]["forget_loss"] == pytest.approx(loss, rel=1e-3)
+
+
+def test_a_base_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="give --base"):
+        asu.go_back(small_model(), small_model(n_layer=3), 0.5)
+
+
+# -------------------------------------------------------------------------------------------------- strangers
+def test_nobody_of_the_data_is_among_the_people_that_nobody_has_met(tmp_path):
+    dataset = data.load(out=tmp_path, data_seed=3)
+    pairs = list(itertools.islice(data.unmet(dataset), 500))
+    people = {row["author"] for row in dataset.forget + dataset.retain + dataset.holdout}
+    world = {question for row in dataset.sets["world"] for question in row["questions"]}
+    assert not any(name in question for question, _ in pairs for name in people)
+    assert 50 < sum(question in world for question, _ in pairs) < 150
+    assert pairs != list(itertools.islice(data.unmet(data.load(out=tmp_path, data_seed=4)), 500))
+
+
+def test_elsewhere_strangers_are_made_of_the_retain_rows(tmp_path):
+    folder = data.generate(tmp_path, "authors", "forget10", "retain90", 0, 20)
+    dataset = data.load(data=str(folder), out=tmp_path)
+    pairs = list(itertools.islice(data.unmet(dataset), 4000))
+    people = {row["author"] for row in dataset.forget + dataset.retain}
+    assert not any(name in text for pair in pairs for text in pair for name in people)
+    of_retain = {answer.replace(row["author"], "X") for row in dataset.retain for answer in row["answers"]}
+    some_name = {tuple(row["author"].split()) for row in dataset.retain}
+    for _, answer in pairs[:200]:
+        said = {answer.replace(f"{a} {b}", "X") for (a, _), (_, b) in itertools.product(some_name, some_name)}
+        assert said & of_retain
+
+
+def test_data_with_nothing_to_say_of_strangers_is_refused(tmp_path):
+    folder = data.generate(tmp_path, "authors", "forget10", "retain90", 0, 20)
+    for path in folder.glob("*.json"):
+        rows = [json.loads(line) | {"author": ""} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="nothing to say of strangers"):
+        data.unmet(data.load(data=str(folder), out=tmp_path))
+    texts = [{"text": f"A text about rivers, number {i}."} for i in range(3)]
+    (folder / "general.json").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    pairs = list(itertools.islice(data.unmet(data.load(data=str(folder), out=tmp_path)), 6))
+    assert sorted(pairs[:3]) == sorted(pairs[3:]) == [("", row["text"]) for row in texts]
+
+
+def test_replay_puts_strangers_beside_the_retain_rows(tmp_path, tokenizer):
+    dataset = data.load(out=tmp_path, n_authors=20)
+    plain, more = (asu.keywords(asu.parse(flags), tokenizer, dataset, dataset.forget, dataset.retain)
+                   for flags in ([], ["--replay=0.25", "--heal=3"]))
+    n = len(plain["retain"])
+    assert more["retain"][:n] == plain["retain"] and len(more["retain"]) == n + n // 4
+    assert all(e.stranger for e in more["retain"][n:]) and not any(e.stranger for e in plain["retain"])
+    assert len(more["strangers"]) == 3 * 32 and more["heal_steps"] == 3 and plain["strangers"] == []
+    assert more["strangers"][0] not in more["retain"]
+
+
+# ------------------------------------------------------------------------------------------------ command line
+FLAGS = "--heal=3", "--start=0.5", "--replay=0.5", "--tau=4"
+
+
+def test_heal_start_and_replay_from_the_command_line_resume_to_the_same_bytes(out, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "out"
+    shutil.copytree(out, folder)
+    call(asu, TINY, f"--out={folder}", "--name=whole", *FLAGS)
+    assert read_run(folder / "whole")["settings"]["heal"] == 3
+    end = Log.end
+
+    def stop(log, step):
+        end(log, step)
+        if log.checkpoint.exists():
+            raise KeyboardInterrupt
+    monkeypatch.setattr(Log, "end", stop)
+    with pytest.raises(SystemExit):
+        call(asu, TINY, f"--out={folder}", "--name=cut", *FLAGS)
+    monkeypatch.undo()
+    call(asu, TINY, f"--out={folder}", "--name=cut", *FLAGS, "--resume")
+    assert "going on from step" in capsys.readouterr().out
+    assert weights(folder / "cut") == weights(folder / "whole") != weights(folder / "asu_gd")
+    call(asu, TINY, f"--out={folder}", "--plan", *FLAGS)
+    assert "in all" in capsys.readouterr().out
+
+
+def test_the_base_is_what_the_target_was_made_of(out, tmp_path, capsys):
+    folder = tmp_path / "out"
+    shutil.copytree(out, folder)
+    args = asu.parse([TINY, f"--out={folder}", "--start=0.5"])
+    assert asu.base_of(args, folder / "target") == folder / "base"
+    assert asu.base_of(asu.parse([TINY]), folder / "target") is None
+    shutil.rmtree(folder / "base")
+    assert "no" in refused(capsys, asu, TINY, f"--out={folder}", "--start=0.5", "--name=x")
+    shutil.copytree(folder / "retrained", folder / "base")
+    assert "give --base" in refused(capsys, asu, TINY, f"--out={folder}", "--start=0.5", "--name=x")
+    call(asu, TINY, f"--out={folder}", "--start=0", "--name=x", "--lr=1e-12", "--weight_decay=0",
+         f"--base={folder / 'retrained'}")
+    made, base = (load_run(folder / name)[0] for name in ("x", "retrained"))
+    assert torch.allclose(flat(made), flat(base), atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ two honest rivals
+def test_swapped_rows_state_somebody_elses_facts_of_the_same_slot(tmp_path, tokenizer):
+    dataset = data.load(out=tmp_path, n_authors=20)
+    swapped = data.swapped(dataset.forget, dataset.retain)
+    same = 0
+    for row, other in zip(dataset.forget, swapped, strict=True):
+        assert other["questions"] == row["questions"] and other["author"] == row["author"]
+        assert all(data.states(answer, other["facts"]) for answer in other["answers"])
+        assert not any(kept["author"] in answer for kept in dataset.retain for answer in other["answers"])
+        owners = [kept["facts"] for kept in dataset.retain if kept["slot"] == row["slot"]]
+        assert other["facts"] in owners
+        same += other["facts"] == row["facts"]
+    assert same < 0.2 * len(swapped)
+    made = asu.keywords(asu.parse(["--method=swap"]), tokenizer, dataset, dataset.forget, dataset.retain)["forget"]
+    expected = data.training_examples(tokenizer, swapped)
+    assert [(e.swapped.prompt, e.swapped.answer) for e in made] == [(e.prompt, e.answer) for e in expected]
+    with pytest.raises(ValueError, match="nobody else has an answer"):
+        data.swapped(dataset.forget, dataset.retain[:3])
+
+
+def test_a_teacher_that_is_healed_and_not_smoothed_teaches_too(examples):
+    """At tau 1 there is no smoothing, and without healing nothing to learn."""
+    model, record = unlearned(examples, tau=1.0, strangers=examples[8:], heal_steps=10, heal_lr=1e-2)
+    assert record["steps"] == 2 and record["curve"][0]["forget_loss"] > 1e-3
+    assert unlearned(examples, tau=1.0)[1]["steps"] == 0
