@@ -82,7 +82,7 @@ def test_a_board_of_house_rows_and_submissions_on_tiny_models(tmp_path, capsys):
         (tmp_path / "subs" / name / "course").mkdir(parents=True)
         (tmp_path / "subs" / name / "course/method.py").write_text((HOME / "course/method.py").read_text() + extra)
     flags = [tmp_path / "subs", "--seed=s", f"--out={tmp_path / 'out'}", "--draws=1", "--seconds=2", "--max_rows=5",
-             "--train_flags=@config/tiny.args --n_authors=10"]
+             "--train_flags=@config/tiny.args --n_authors=10 --base_rows=96"]
     with pytest.raises(SystemExit) as stop:
         call(leaderboard, *flags)
     text = (tmp_path / "out/leaderboard.md").read_text()
