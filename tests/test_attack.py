@@ -5,6 +5,7 @@ import copy
 import itertools
 import json
 import random
+import re
 import shutil
 import types
 from dataclasses import replace
@@ -19,7 +20,7 @@ from lab import recover, scores
 from lab.answers import ask
 from lab.optim import adamw
 from lab.runs import save_run
-from tests.conftest import call, flat, refused, small_model
+from tests.conftest import HOME, call, flat, refused, small_model
 
 
 # -------------------------------------------------------------------------------------------- small real models
@@ -100,13 +101,13 @@ def test_the_pools_log_probabilities_are_those_of_the_tokens_where_values_part(a
     rows = [row for row in authors[0] if row["slot"] in ("mother", "birth_city")][:3]
     pool_of = {slot: tuple(sorted(data.authors.POOLS[slot])[:7]) for slot in ("mother", "birth_city")}
     for phrasing in (1, -1):
-        for row, scores in zip(rows, recover.pool_logp(model, tokenizer, rows, pool_of, phrasing, tau=2.0)):
+        for row, logps in zip(rows, recover.pool_logp(model, tokenizer, rows, pool_of, phrasing, tau=2.0)):
             question, answer = [*zip(row["questions"], row["answers"]),
                                 (row["paraphrased_question"], row["paraphrased_answer"])][phrasing]
             prompt = tokenizer.encode_prompt(question)
             answers = [tokenizer.encode_answer(recover.with_value(answer, row["facts"][0], value))
                        for value in pool_of[row["slot"]]]
-            for ids, score in zip(answers, scores):
+            for ids, score in zip(answers, logps):
                 with torch.no_grad():
                     logp = model(torch.tensor([prompt + ids]), tau=2.0)[0].log_softmax(-1)
                 by_hand = 0.0
@@ -153,10 +154,10 @@ def test_relearning_is_seeded_learns_and_leaves_the_model_alone(model, examples)
         batch = data.collate(examples[:32])
         with torch.no_grad():
             return data.mean_over_answers(recover.answer_nll(model, batch), batch.mask).item()
-    steps = [(step, loss(now)) for step, now in recover.relearned(model, examples, 1e-2, (0, 1, 10))]
-    assert [step for step, _ in steps] == [0, 1, 10] and steps[0][1] == loss(model) > steps[1][1] > steps[2][1]
-    assert steps == [(step, loss(now)) for step, now in recover.relearned(model, examples, 1e-2, (0, 1, 10))]
-    assert steps[2] != [(s, loss(now)) for s, now in recover.relearned(model, examples, 1e-2, (0, 1, 10), seed=1)][2]
+    steps = [(step, loss(now)) for step, now in recover.relearned(model, examples, 1e-2, (0, 1, 5))]
+    assert [step for step, _ in steps] == [0, 1, 5] and steps[0][1] == loss(model) > steps[1][1] > steps[2][1]
+    assert steps == [(step, loss(now)) for step, now in recover.relearned(model, examples, 1e-2, (0, 1, 5))]
+    assert steps[2] != [(s, loss(now)) for s, now in recover.relearned(model, examples, 1e-2, (0, 1, 5), seed=1)][2]
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
@@ -207,6 +208,9 @@ def test_samples_of_one_question_do_not_come_again_in_the_next_batch(model, toke
 def test_recovered_share_by_hand():
     assert recover.recovered_share(0.5, 0.1, 0.9) == 0.5 and recover.recovered_share(0.1, 0.1, 0.9) == 0
     assert recover.recovered_share(0.5, 0.4, 0.5) is None                   # the attack breaks the target
+    quick = [{"rank_auc": auc, "relearn8": {"mrr": mrr}} for auc, mrr in ((0.7, 0.3), (0.5, 0.1), (1.0, 0.9))]
+    assert recover.attacked(*quick) == pytest.approx({"recovered_mrr": 0.25, "rank_auc": 0.7})
+
     def curve(*means):
         return {"rate": {"looks": [0, 1, 8], "mrr": [[9.0, mean - 0.1, mean + 0.1] for mean in means], "stated": 3}}
     shares = recover.shares(curve(0.5, 0.7), curve(0.1, 0.1), curve(0.9, 0.9))
@@ -279,6 +283,14 @@ def test_patching_nothing_is_the_run_and_patching_all_is_the_target(lab_out, att
 
 
 # -------------------------------------------------------------------------------------------------- the script
+def test_the_document_says_what_each_attack_is_and_so_does_its_docstring():
+    page = (HOME / "docs/attacks.md").read_text()
+    for name, function in attack.ATTACKS.items():
+        assert name in " ".join(re.findall(r"^\*\*(.+?)\*\*", page, re.M)), name
+        lines = " ".join(function.__doc__.split())
+        assert "Source: " in lines and "Shows " in lines and re.search("(Does not|No attack)", lines), name
+
+
 @pytest.fixture
 def copied(lab_out, tmp_path):
     """OUT, to be written into: base, target, retrained and a copy of the target that calls itself unlearned."""

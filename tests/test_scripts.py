@@ -500,6 +500,20 @@ def test_what_was_made_of_other_data_does_not_pass_as_finished(out, tmp_path, ca
     assert "trained on other data" in refused(capsys, eval, TINY, f"--out={out}", f"--data={folder}")
 
 
+def test_a_target_may_be_asked_to_forget_other_people_than_its_split_names(out, tmp_path, capsys):
+    """But it must have learnt just these rows, and a retrained model is of one split."""
+    folder = shutil.copytree(out / "data/authors_20_seed0", tmp_path / "data")
+    rows = [(folder / f"{name}.json").read_text().splitlines(True) for name in ("retain90", "forget10")]
+    (folder / "forget10.json").write_text("".join(rows[0][:40]))
+    (folder / "retain90.json").write_text("".join(rows[0][40:] + rows[1]))
+    flags = TINY, f"--out={tmp_path / 'out'}", f"--data={folder}", "--epochs=1"
+    assert "trained on other data" in refused(capsys, asu, *flags, f"--run={out / 'retrained'}")
+    call(asu, *flags, f"--run={out / 'target'}")
+    assert runs.read_run(tmp_path / "out/asu_gd")["steps"] > 0
+    (folder / "forget10.json").write_text("".join(rows[0][:39]))
+    assert "trained on other data" in refused(capsys, asu, *flags, f"--run={out / 'target'}", "--name=fewer")
+
+
 @pytest.mark.parametrize("name, message", [
     ("report.json", "is a file's"), ("curves.PNG", "is a file's"), ("asu_gd.resume.pt", "is a file's"),
     ("notes", "notes is a file"), ("Target", "a plain name is needed"), (".asu", "a plain name is needed"),
