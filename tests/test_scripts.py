@@ -71,6 +71,16 @@ def test_the_report_holds_every_run_and_key(out):
     assert forgotten["question"] in printed and forgotten["answer"] in printed
 
 
+def test_membership_is_against_all_people_whom_nobody_met(out):
+    report, dataset = json.loads((out / "report.json").read_text()), data.load(out=out, n_authors=20)
+    model, tokenizer, _ = runs.load_run(out / "target")
+    members, others = ([(row["question"], row["answer"]) for row in rows]
+                       for rows in (data.evenly(dataset.sets["forget"], 20), dataset.holdout))
+    expected = eval.membership(*(eval.score(model, tokenizer, pairs) for pairs in (members, others)))
+    assert report["data"]["holdout"] == len(others) == 400
+    assert {key: report["runs"]["target"]["forget"][key] for key in expected} == pytest.approx(expected)
+
+
 @pytest.mark.slow
 def test_the_report_is_the_same_after_loading_again(out):
     """Evaluated anew, from the files, every number is the same to the last digit."""
