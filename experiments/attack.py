@@ -32,7 +32,7 @@ import data
 import eval
 from common import UserError
 from common.cli import Parser, layer_numbers, pick_device, run
-from common.files import check_writable, strict_json, write_file
+from common.files import check_writable, read_json, strict_json, write_file
 from lab import entries, recover
 from lab.answers import fact_accuracy
 from lab.optim import Log
@@ -489,12 +489,13 @@ def attack_run(name, entry, wanted, args, dataset, models):
     models: base and target, loaded."""
     (path, smoothing), folder, results = entry, Path(args.out) / "attack" / name, {}
     record, model = read_run(path), None
-    about = {"data_sha256": dataset.sha256, "seed": args.seed, "base_sha256": read_run(Path(args.out) / "base").get(
-        "model_sha256"), "target_sha256": read_run(Path(args.out) / "target").get("model_sha256")}
+    about = {"data_sha256": dataset.sha256, "seed": args.seed}
+    for parent in ("base", "target"):
+        about[f"{parent}_sha256"] = read_run(Path(args.out) / parent).get("model_sha256")
     expected = json.loads(json.dumps(recover.made_of(path, record, smoothing, about)))
     for attack in wanted:
         file = folder / f"{attack}.json"
-        done = json.loads(file.read_text()) if file.exists() else {}
+        done = read_json(file) if file.exists() else {}
         if done.get("made_of") != expected:
             if model is None:
                 model, tokenizer, _ = load_run(path, *pick_device(args))
