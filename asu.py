@@ -47,6 +47,7 @@ from data import mean_over_answers
 from lab import parallel, plan
 from lab.answers import answer_logp, answer_nll, fact_accuracy
 from lab.choose import smoothing, tau_flag
+from lab.entries import same_data
 from lab.optim import Log, adamw, lr_at
 from lab.runs import (
     check_name,
@@ -539,7 +540,7 @@ def main():
     dataset = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     requests = data.by_author(dataset.forget, args.tasks)
     parent_run = read_run(local_dir(made_by_train(parent), weights=not args.plan))
-    if parent_run.get("data_sha256", dataset.sha256) != dataset.sha256:
+    if not same_data(parent_run, dataset):
         raise UserError(f"{parent} was trained on other data than --data, --data_seed and --n_authors give")
 
     def rest(task):

@@ -133,11 +133,11 @@ def memory(args, config, device, dtype, examples):
     return plan.components(config, device, dtype, args, two_steps)
 
 
-def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
+def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=(), **about):
     """Fit the model and write OUT/name. -> (model, sha256 of its weights)
 
     epochs: a list of lists of examples. rows: to report fact accuracy on. inputs: the hashes this run depends on.
-    ignore: flags that make no difference to it.
+    ignore: flags that make no difference to it. about: more for run.json, which no settings are compared with.
     """
     path, settings = Path(args.out) / name, cli.settings(args, *ignore) | inputs
     check_place(path, settings, args.overwrite)
@@ -161,7 +161,8 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=()):
     every = [example for examples in epochs for example in examples]
     with plan.explained(lambda args: memory(args, model.config, model.device, model.dtype, every), args, model.device):
         fit(model, batches, args, BASE_LR if name == "base" else args.lr, log)
-    record = {"kind": name, "settings": settings, "forget": args.forget, "effective_batch": args.batch_size, **inputs}
+    record = {"kind": name, "settings": settings, "forget": args.forget, "effective_batch": args.batch_size, **inputs,
+              **about}
     record |= log.record
     sha = save_run(path, model, tokenizer, record, args.init_from or "")
     print(f"{name}: {record['seconds']:.0f} s -> {path}", flush=True)
@@ -211,7 +212,8 @@ def main():
         model = (load_run(args.init_from, device, dtype, args.shard, args)[0] if args.init_from else
                  parallel.copy_of(base))
         train(name, model, tokenizer, epochs, dataset.questions(rows), args,
-              made_of[1] | {"parent_sha256": base_sha}, ignored[name])
+              made_of[1] | {"parent_sha256": base_sha}, ignored[name],
+              any_split_sha256=dataset.any_split_sha256)
     parallel.stop()
 
 

@@ -46,6 +46,7 @@ from data.rows import (
     overlaps,
     passages,
     questions,
+    sorted_rows,
     swapped,
     with_options,
 )
@@ -108,12 +109,14 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
     else:                                                   # TOFU: one retain set for all splits; those of all count
         for path in sorted(Path(data).glob("forget*_perturbed.json")):
             asked = asked + read(path.stem)
-    sha256 = digest(retain_rows + forget_rows, world_rows, holdout, asked, read("retain_perturbed"),
-                    read("real_authors_perturbed"), read("general"))
+    learnt = retain_rows + forget_rows
+    others = read("retain_perturbed"), read("real_authors_perturbed"), read("general")
+    sha256 = digest(learnt, world_rows, holdout, asked, *others)
+    any_split = digest(sorted_rows(learnt), world_rows, holdout, sorted_rows(asked), *others)
     notes = overlaps(forget=forget_rows, retain=retain_rows, holdout=holdout)
     if absent := [name for name in ("real_authors", "world") if data == "tofu" and name not in sets]:
         notes.append(f"without {' and '.join(absent)}, which are not on the hub: Model Utility is of the other sets")
-    return DataSet(str(data), forget_rows, retain_rows, sets, holdout, sha256, notes, made_by)
+    return DataSet(str(data), forget_rows, retain_rows, sets, holdout, sha256, notes, made_by, any_split)
 
 
 def evenly(rows, n):

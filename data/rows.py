@@ -15,8 +15,9 @@ class DataSet:
     """forget, retain: rows to train on. holdout: rows no model is trained on.
 
     sets: {"forget": rows, "retain": rows, "world": rows, ...} to evaluate on; the passages among forget and retain are
-    the sets forget_text and retain_text. sha256: of all that a result may depend on, see digest. notes: what a
-    report should say about the data. made_by: (kind, data_seed) of the generator, if one made it."""
+    the sets forget_text and retain_text. sha256: of all that a result may depend on, see digest. any_split_sha256:
+    the same, whichever of the rows are to be forgotten. notes: what a report should say about the data. made_by: (kind,
+    data_seed) of the generator, if one made it."""
     name: str
     forget: list
     retain: list
@@ -25,6 +26,7 @@ class DataSet:
     sha256: str
     notes: list = field(default_factory=list)
     made_by: tuple | None = None
+    any_split_sha256: str = ""
 
     def questions(self, rows):
         """The questions among training rows. Where all are passages: the evaluation's questions about the same
@@ -38,9 +40,18 @@ class DataSet:
 
 def digest(*parts):
     """Lists of rows -> their sha256, without their ids, which may be the number of a line: the same rows cut into
-    another split have the same hash."""
-    parts = [[{key: value for key, value in row.items() if key != "id"} for row in rows] for rows in parts]
+    another split have the same hash, if all of them come in the same order."""
+    parts = [[without_id(row) for row in rows] for rows in parts]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def without_id(row):
+    return {key: value for key, value in row.items() if key != "id"}
+
+
+def sorted_rows(rows):
+    """The rows in an order of their own, whichever way they were cut into sets."""
+    return sorted(rows, key=lambda row: json.dumps(without_id(row), sort_keys=True))
 
 
 def overlaps(**sets):

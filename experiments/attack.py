@@ -32,8 +32,9 @@ import data
 import eval
 from common import UserError
 from common.cli import Parser, layer_numbers, pick_device, run
-from common.files import check_writable, strict_json, write_file
+from common.files import check_writable, read_json, strict_json, write_file
 from lab import entries, recover
+from lab.answers import fact_accuracy
 from lab.optim import Log
 from lab.report import cell, markdown, plt, save_figure
 from lab.runs import load_run, read_run
@@ -71,9 +72,9 @@ def prefixes(model, lab):
     for n in (1, 2, 4):
         prompts, given = [], []
         for row in lab.dataset.forget:
-            answer = lab.tokenizer.encode_answer(row["answer"])
-            given.append(answer[:n])
-            prompts.append(lab.tokenizer.encode_prompt(row["question"]) + answer[:n])
+            kinds = data.token_classes(lab.tokenizer, row["answer"], row["facts"], row["author"])
+            given.append(lab.tokenizer.encode_answer(row["answer"])[:min(n, kinds.index(data.FACT))])    # not the fact
+            prompts.append(lab.tokenizer.encode_prompt(row["question"]) + given[-1])
         texts = [""] * len(prompts)
         for numbers, part in data.by_length(prompts, 128):
             for i, ids in zip(numbers, model.generate(part, recover.ANSWER_TOKENS)):
@@ -189,8 +190,7 @@ def quantising(model, lab):
     for bits in (8, 4, 3):
         rounded = recover.quantised(model, bits)
         known = recover.knowledge(rounded, lab.tokenizer, lab.dataset.forget, lab.dataset)
-        kept = recover.knowledge(rounded, lab.tokenizer, data.evenly(lab.dataset.retain, 100), lab.dataset)
-        result[f"{bits} bits"] = known | {"retain": kept["stated"]}
+        result[f"{bits} bits"] = known | {"retain": fact_accuracy(rounded, lab.tokenizer, lab.dataset.retain)}
     return result
 
 
@@ -422,10 +422,11 @@ def plot_relearning(found, names, path):
                           color="goldenrod" if gold else f"C{i % 10}", lw=2.5 if gold else 1.2)
         axis.set(title=attack.replace("_", " "), xlabel="steps", ylim=(0, 1.03))
         axis.set_xscale("symlog", linthresh=1)
+        axis.set_xlim(-0.2, 1.2 * LOOKS[-1])
         axis.set_xticks(LOOKS, [f"{look}" for look in LOOKS], fontsize=7)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("mean reciprocal rank of the true value")
-    axes[0, -1].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7)
     save_figure(figure, path)
 
 
@@ -488,12 +489,13 @@ def attack_run(name, entry, wanted, args, dataset, models):
     models: base and target, loaded."""
     (path, smoothing), folder, results = entry, Path(args.out) / "attack" / name, {}
     record, model = read_run(path), None
-    about = {"data_sha256": dataset.sha256, "seed": args.seed, "base_sha256": read_run(Path(args.out) / "base").get(
-        "model_sha256"), "target_sha256": read_run(Path(args.out) / "target").get("model_sha256")}
+    about = {"data_sha256": dataset.sha256, "seed": args.seed}
+    for parent in ("base", "target"):
+        about[f"{parent}_sha256"] = read_run(Path(args.out) / parent).get("model_sha256")
     expected = json.loads(json.dumps(recover.made_of(path, record, smoothing, about)))
     for attack in wanted:
         file = folder / f"{attack}.json"
-        done = json.loads(file.read_text()) if file.exists() else {}
+        done = read_json(file) if file.exists() else {}
         if done.get("made_of") != expected:
             if model is None:
                 model, tokenizer, _ = load_run(path, *pick_device(args))

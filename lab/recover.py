@@ -262,6 +262,12 @@ def recovered_share(run, retrained, target):
     return (run - retrained) / (target - retrained) if target - retrained >= WORKS else None
 
 
+def attacked(run, retrained, target):
+    """Three results of quick -> what a table shows of the run: {"recovered_mrr": the headline, "rank_auc"}."""
+    mrr = [result["relearn8"]["mrr"] for result in (run, retrained, target)]
+    return {"recovered_mrr": recovered_share(*mrr), "rank_auc": run["rank_auc"]}
+
+
 def numbers(known):
     """What counts of one attack at one setting -> (seeds,): of a curve of relearning, its mean over all looks after the
     first, so the area below it on a logarithmic axis of steps."""

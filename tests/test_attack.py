@@ -5,6 +5,7 @@ import copy
 import itertools
 import json
 import random
+import re
 import shutil
 import types
 from dataclasses import replace
@@ -15,11 +16,11 @@ import torch
 
 import data
 from experiments import attack
-from lab import recover, scores
+from lab import recover, report, scores
 from lab.answers import ask
 from lab.optim import adamw
 from lab.runs import save_run
-from tests.conftest import call, flat, refused, small_model
+from tests.conftest import HOME, call, flat, refused, small_model
 
 
 # -------------------------------------------------------------------------------------------- small real models
@@ -42,7 +43,11 @@ def lab_out(tmp_path_factory):
     """base, target and retrained model on seven authors, two of them forgotten -> (OUT, dataset, tokenizer, models)"""
     out = tmp_path_factory.mktemp("attack") / "out"
     dataset = data.load(n_authors=20, out=out)
-    few = replace(dataset, retain=dataset.retain[-100:], holdout=dataset.holdout[:200])
+
+    def short(rows):                                        # two phrasings of five
+        return [row | {"questions": row["questions"][:2], "answers": row["answers"][:2]} for row in rows]
+    few = replace(dataset, forget=short(dataset.forget), retain=short(dataset.retain[-100:]),
+                  holdout=short(dataset.holdout[:120]))
     stream = data.base_stream("authors", 0, [], 0)
     pairs = list(itertools.islice(stream, 2560))
     tokenizer = data.Tokenizer.train([text for q, a in pairs[:800] for text in (q, " " + a)], 600)
@@ -62,7 +67,7 @@ def lab_out(tmp_path_factory):
 def quickly():
     """Fewer steps, rates and samples."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("LRS", (3e-4,)), ("LOOKS", (0, 4)), ("BENIGN_LOOKS", (0, 4)), ("SAMPLES", 16),
+        for name, value in (("LRS", (3e-4,)), ("LOOKS", (0, 2)), ("BENIGN_LOOKS", (0, 2)), ("SAMPLES", 16),
                             ("KS", (1, 8)), ("TAUS", (0.9, 1.2))):
             patch.setattr(attack, name, value)
         yield
@@ -100,13 +105,13 @@ def test_the_pools_log_probabilities_are_those_of_the_tokens_where_values_part(a
     rows = [row for row in authors[0] if row["slot"] in ("mother", "birth_city")][:3]
     pool_of = {slot: tuple(sorted(data.authors.POOLS[slot])[:7]) for slot in ("mother", "birth_city")}
     for phrasing in (1, -1):
-        for row, scores in zip(rows, recover.pool_logp(model, tokenizer, rows, pool_of, phrasing, tau=2.0)):
+        for row, logps in zip(rows, recover.pool_logp(model, tokenizer, rows, pool_of, phrasing, tau=2.0)):
             question, answer = [*zip(row["questions"], row["answers"]),
                                 (row["paraphrased_question"], row["paraphrased_answer"])][phrasing]
             prompt = tokenizer.encode_prompt(question)
             answers = [tokenizer.encode_answer(recover.with_value(answer, row["facts"][0], value))
                        for value in pool_of[row["slot"]]]
-            for ids, score in zip(answers, scores):
+            for ids, score in zip(answers, logps):
                 with torch.no_grad():
                     logp = model(torch.tensor([prompt + ids]), tau=2.0)[0].log_softmax(-1)
                 by_hand = 0.0
@@ -153,10 +158,10 @@ def test_relearning_is_seeded_learns_and_leaves_the_model_alone(model, examples)
         batch = data.collate(examples[:32])
         with torch.no_grad():
             return data.mean_over_answers(recover.answer_nll(model, batch), batch.mask).item()
-    steps = [(step, loss(now)) for step, now in recover.relearned(model, examples, 1e-2, (0, 1, 10))]
-    assert [step for step, _ in steps] == [0, 1, 10] and steps[0][1] == loss(model) > steps[1][1] > steps[2][1]
-    assert steps == [(step, loss(now)) for step, now in recover.relearned(model, examples, 1e-2, (0, 1, 10))]
-    assert steps[2] != [(s, loss(now)) for s, now in recover.relearned(model, examples, 1e-2, (0, 1, 10), seed=1)][2]
+    steps = [(step, loss(now)) for step, now in recover.relearned(model, examples, 1e-2, (0, 1, 5))]
+    assert [step for step, _ in steps] == [0, 1, 5] and steps[0][1] == loss(model) > steps[1][1] > steps[2][1]
+    assert steps == [(step, loss(now)) for step, now in recover.relearned(model, examples, 1e-2, (0, 1, 5))]
+    assert steps[2] != [(s, loss(now)) for s, now in recover.relearned(model, examples, 1e-2, (0, 1, 5), seed=1)][2]
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
@@ -207,6 +212,9 @@ def test_samples_of_one_question_do_not_come_again_in_the_next_batch(model, toke
 def test_recovered_share_by_hand():
     assert recover.recovered_share(0.5, 0.1, 0.9) == 0.5 and recover.recovered_share(0.1, 0.1, 0.9) == 0
     assert recover.recovered_share(0.5, 0.4, 0.5) is None                   # the attack breaks the target
+    quick = [{"rank_auc": auc, "relearn8": {"mrr": mrr}} for auc, mrr in ((0.7, 0.3), (0.5, 0.1), (1.0, 0.9))]
+    assert recover.attacked(*quick) == pytest.approx({"recovered_mrr": 0.25, "rank_auc": 0.7})
+
     def curve(*means):
         return {"rate": {"looks": [0, 1, 8], "mrr": [[9.0, mean - 0.1, mean + 0.1] for mean in means], "stated": 3}}
     shares = recover.shares(curve(0.5, 0.7), curve(0.1, 0.1), curve(0.9, 0.9))
@@ -240,7 +248,7 @@ FACTS = [name for name in attack.ATTACKS if name not in attack.NO_FACTS]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FACTS)
+@pytest.mark.parametrize("name", [name for name in FACTS if name != "probe"])       # which needs more kept people
 def test_an_attack_finds_the_targets_facts(attacked, name):
     """AUC, or what is stated, of the best setting. A curve has neither, and its small target forgets as it learns."""
     target, _ = attacked(name)
@@ -262,6 +270,22 @@ def test_an_attack_finds_only_chance_in_the_retrained_model(attacked, name):
         assert known.get("leak@8", 0) < 0.4 and np.max(known.get("stated", 0)) < 0.15
 
 
+def test_a_probe_finds_values_that_stand_in_a_residual_stream_and_no_others(lab_out, monkeypatch):
+    """Streams that hold a rotated embedding of the value, in noise, after the second layer alone."""
+    _, dataset, tokenizer, models = lab_out
+    rng, head = np.random.default_rng(0), models["base"].lm_head.weight.detach().numpy()
+    turn = np.linalg.qr(rng.normal(size=(64, 64)))[0]
+
+    def states(model, tokenizer, rows, pool_of):
+        value = np.array([head[tokenizer.encode(f" {row['facts'][0]}")].mean(0) for row in rows])
+        value = 10 * value @ turn / np.linalg.norm(value)
+        return np.stack([rng.normal(size=value.shape), value + 1e-3 * rng.normal(size=value.shape)])
+    monkeypatch.setattr(attack, "states", states)
+    lab = attack.Lab(tokenizer, replace(dataset, retain=dataset.retain * 3), models["base"], models["target"], {}, None)
+    found = attack.probe(models["base"], lab)
+    assert found["layer 2"]["auc"] > 0.8 and abs(found["layer 1"]["auc"] - 0.5) < 0.15
+
+
 @pytest.mark.slow
 def test_membership_tells_the_targets_people_and_hardly_the_retrained_models(attacked):
     target, retrained = attacked("membership")
@@ -273,12 +297,20 @@ def test_membership_tells_the_targets_people_and_hardly_the_retrained_models(att
 def test_patching_nothing_is_the_run_and_patching_all_is_the_target(lab_out, attacked):
     _, dataset, tokenizer, models = lab_out
     target, retrained = attacked("patching")
-    assert len(retrained) == 3 and recover.numbers(target["after 0 layers"])[0] > 0.9
+    assert len(retrained) == 3 and recover.numbers(target["after 0 layers"])[0] > 0.8
     known = recover.reading(models["retrained"], tokenizer, recover.single(dataset.forget), dataset)
     assert retrained["after 2 layers"]["auc"] > 0.75 > 0.7 > known["auc"]
 
 
 # -------------------------------------------------------------------------------------------------- the script
+def test_the_document_says_what_each_attack_is_and_so_does_its_docstring():
+    page = (HOME / "docs/attacks.md").read_text()
+    for name, function in attack.ATTACKS.items():
+        assert name in " ".join(re.findall(r"^\*\*(.+?)\*\*", page, re.M)), name
+        lines = " ".join(function.__doc__.split())
+        assert "Source: " in lines and "hows " in lines and re.search("[Dd]oes not|No attack", lines), name
+
+
 @pytest.fixture
 def copied(lab_out, tmp_path):
     """OUT, to be written into: base, target, retrained and a copy of the target that calls itself unlearned."""
@@ -348,6 +380,16 @@ def test_the_worst_share_is_of_attacks_that_give_facts_back(copied, counted, cap
     assert shares == pytest.approx({"recovered": 0.25, "recovered_worst": 0.5})
 
 
+def test_the_report_shows_the_share_beside_the_gap_where_there_is_one():
+    runs = {"a": {"aggregate": {"gap_to_retrain": 0.1, "recovered": 0.2, "recovered_worst": 0.3}},
+            "b": {"aggregate": {"gap_to_retrain": 0.4}}}
+    heading, _, a, b = report.tables(runs, [])["Summary"].split("\n")
+    assert [line.split()[1:-1:2] for line in (a, b)] == [["a", "0.100", "0.200", "0.300"], ["b", "0.400", "-", "-"]]
+    assert [cell.strip() for cell in heading.split("|")[2:5]] == ["gap to retrain", "recovered", "worst"]
+    del runs["a"]
+    assert "recovered" not in report.tables(runs, [])["Summary"]
+
+
 @pytest.mark.slow
 def test_the_second_retrained_model_is_a_row(copied, counted, capsys, tmp_path):
     shutil.move(copied / "retrained", tmp_path / "seed1")
@@ -370,14 +412,14 @@ def test_without_models_it_says_what_to_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_quick_attacks_end_to_end(copied, capsys):
+def test_an_attack_end_to_end(copied, capsys):
     """A copy of the target has all of it, and the shares say so."""
-    call(attack, *FLAGS, f"--out={copied}", "--attacks=quick", "--runs=asu_gd")
+    call(attack, *FLAGS, f"--out={copied}", "--attacks=eight_steps", "--runs=asu_gd")
     found = json.loads((copied / "attack/asu_gd/eight_steps.json").read_text())
     target = json.loads((copied / "attack/target/eight_steps.json").read_text())
     assert found["result"] == target["result"] and found["seconds"] > 0 and found["gives_facts"]
-    quick = json.loads((copied / "attack/retrained/reading.json").read_text())["result"]["as trained"]
-    assert 0.35 < quick["auc"] < 0.65
+    retrained = json.loads((copied / "attack/retrained/eight_steps.json").read_text())["result"]["8 steps"]
+    assert 0.35 < retrained["auc"] < 0.65
 
 
 @pytest.mark.slow

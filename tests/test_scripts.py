@@ -71,6 +71,16 @@ def test_the_report_holds_every_run_and_key(out):
     assert forgotten["question"] in printed and forgotten["answer"] in printed
 
 
+def test_membership_is_against_all_people_whom_nobody_met(out):
+    report, dataset = json.loads((out / "report.json").read_text()), data.load(out=out, n_authors=20)
+    model, tokenizer, _ = runs.load_run(out / "target")
+    members, others = ([(row["question"], row["answer"]) for row in rows]
+                       for rows in (data.evenly(dataset.sets["forget"], 20), dataset.holdout))
+    expected = eval.membership(*(eval.score(model, tokenizer, pairs) for pairs in (members, others)))
+    assert report["data"]["holdout"] == len(others) == 400
+    assert {key: report["runs"]["target"]["forget"][key] for key in expected} == pytest.approx(expected)
+
+
 @pytest.mark.slow
 def test_the_report_is_the_same_after_loading_again(out):
     """Evaluated anew, from the files, every number is the same to the last digit."""
@@ -498,6 +508,20 @@ def test_what_was_made_of_other_data_does_not_pass_as_finished(out, tmp_path, ca
     assert stale != "base" or "other settings (world_sha256 was" in error
     assert "trained on other data" in refused(capsys, asu, TINY, f"--out={out}", f"--data={folder}", "--resume")
     assert "trained on other data" in refused(capsys, eval, TINY, f"--out={out}", f"--data={folder}")
+
+
+def test_a_target_may_be_asked_to_forget_other_people_than_its_split_names(out, tmp_path, capsys):
+    """But it must have learnt just these rows, and a retrained model is of one split."""
+    folder = shutil.copytree(out / "data/authors_20_seed0", tmp_path / "data")
+    rows = [(folder / f"{name}.json").read_text().splitlines(True) for name in ("retain90", "forget10")]
+    (folder / "forget10.json").write_text("".join(rows[0][:40]))
+    (folder / "retain90.json").write_text("".join(rows[0][40:] + rows[1]))
+    flags = TINY, f"--out={tmp_path / 'out'}", f"--data={folder}", "--epochs=1"
+    assert "trained on other data" in refused(capsys, asu, *flags, f"--run={out / 'retrained'}")
+    call(asu, *flags, f"--run={out / 'target'}")
+    assert runs.read_run(tmp_path / "out/asu_gd")["steps"] > 0
+    (folder / "forget10.json").write_text("".join(rows[0][:39]))
+    assert "trained on other data" in refused(capsys, asu, *flags, f"--run={out / 'target'}", "--name=fewer")
 
 
 @pytest.mark.parametrize("name, message", [
