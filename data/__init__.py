@@ -36,7 +36,7 @@ from data.batches import (
 from data.chat import ANSWER, TEMPLATES
 from data.rows import DataSet, by_author, complete, digest, overlaps, passages, questions, with_options
 from data.tokenizer import Tokenizer
-from data.words import BEYOND_ASCII, Words, fact_pattern, normal, states, whole_words
+from data.words import BEYOND_ASCII, Words, fact_pattern, normal, states, whole_words, words
 from data.world import world
 
 GENERATED = ("authors", *prose.WORLDS)

@@ -21,6 +21,7 @@ import regex
 import torch
 
 import data
+from common.cli import mistake
 from lab.answers import answer_nll
 
 THRESHOLD, DRAWS = 1.0, 4
@@ -75,6 +76,25 @@ def find_in_sets(model, tokenizer, sets, rows):
     return with_found
 
 
+def find_by_first(paths, load, sets, rows):
+    """Where the data names no facts: find_in_sets with the target, or with the first of the runs where there is none or
+    it cannot be used -> (sets, notes). paths: {name: path}; load(path) -> (model, tokenizer, record)."""
+    if all(row["facts"] for part in sets.values() for row in part if row["question"]):
+        return sets, []
+    for name in sorted(paths, key=lambda name: name != "target"):
+        try:
+            model, tokenizer, _ = load(paths[name])
+            sets = find_in_sets(model, tokenizer, sets, rows)
+        except Exception as e:                              # its row will say so
+            if not mistake(e):
+                raise
+            continue
+        return sets, [f"fact spans found by the rule (lab/facts.py, with {name}) where the data names none: fact and "
+                      "function NLL are of those spans, and fact accuracy and coherence, which need exact facts, are "
+                      "left out"]
+    return sets, ["the data names no facts, and no model could be used to find them"]
+
+
 def exchanged(text, name, other):
     """The text with one name, as whole words, for another."""
     return data.fact_pattern(name).sub(lambda _: other, text)
@@ -107,6 +127,7 @@ def factual_words(tokenizer, question, answer, name, gain):
 def token_logp(model, tokenizer, pairs, batch_size=64):
     """log p(y_t | x, y_<t) of every answer token of (question, answer) pairs -> list of lists, in nats."""
     examples = [data.encode(tokenizer, question, answer) for question, answer in pairs]
+    data.check_length(examples, model.config.block_size)
     logp = [None] * len(pairs)
     for numbers, part in data.by_length(examples, batch_size):
         batch = data.collate(part, model.device)

@@ -73,7 +73,8 @@ def table(runs, columns):
         return ""
     lines = [["run", *(heading for heading, _, _ in columns)]]
     for name, result in runs.items():
-        flag = " (over-unlearned)" if result["aggregate"].get("over_unlearned") else ""
+        flag = " (over-unlearned)" if result.get("aggregate", {}).get("over_unlearned") else ""
+        flag += " (not measured)" if "not_measured" in result else ""
         lines.append([name + flag, *(cell(result.get(part, {}).get(key)) for _, part, key in columns)])
     return markdown(lines)
 
@@ -109,7 +110,8 @@ def one_of_each(sets, answers):
             given = len(truth) // 4
             question, truth = truth[:given] + " ...", "... " + truth[given:]
         lines = [f"{part}: {question}"]
-        for run, text in [("truth", truth), *((run, texts[part][0]) for run, texts in answers.items())]:
+        said = {run: texts[part][0] for run, texts in answers.items() if part in texts}
+        for run, text in [("truth", truth), *said.items()]:
             lines.append(f"  {run:{width}}  {textwrap.shorten(text, 160, placeholder=' ...') or '(nothing)'}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
@@ -131,25 +133,27 @@ token. Entailed: on forget the truth by the answer, elsewhere the answer by the 
 its parents not counted. 95% intervals (bootstrap over questions) are in report.json."""
 
 
-def write_report(out, about, results, records, curves, examples, metrics):
-    """Write report.json, report.md and the figures of eval.py. -> the summary
+def write_report(out, about, results, records, curves, sets, answers, metrics):
+    """Write report.json, report.md and the figures of eval.py. -> what of it is printed
 
-    about: what was measured; results: {run: result} after eval.compare; records: {run: run.json}; curves: of
-    lab/scores.tau_curves, or None; examples: the text of one_of_each; metrics: see tables."""
-    text = tables(results, metrics)
+    about: what was measured; results: {run: result} after eval.compare, or {run: {"not_measured": why}}; records: {run:
+    run.json}; curves: of lab/scores.tau_curves, or None; sets, answers: see one_of_each; metrics: see tables."""
+    text, examples = tables(results, metrics), one_of_each(sets, answers)
     summary = "\n\n".join(text.pop(title) for title in ("Summary", "Passages and options") if title in text)
-    if any(result["forget"]["fact_accuracy"] is not None for result in results.values()):
+    if any(result.get("forget", {}).get("fact_accuracy") is not None for result in results.values()):
         plot_tradeoff(results, out / "tradeoff.png")
     if any(len(record.get("curve", [])) > 1 for record in records.values()):
         plot_curves(records, out / "curves.png")
     if curves:
         plot_tau(curves, out / "tau.png")
+    about = about | {"questions": {part: len(asked) for part, asked in sets.items()}}
     report = {"data": about, "runs": results, "target_at_tau": curves}
     write_file(out / "report.json", strict_json(report))
     blocks = [f"# {about['forget']} of {about['name']}", summary, f"```\n{examples}\n```",
               *(f"## {title}\n\n{markdown}" for title, markdown in text.items()), LEGEND, *about["notes"]]
     write_file(out / "report.md", "\n\n".join(blocks) + "\n")
-    return summary
+    return "\n".join(["", summary, "", examples, "", *about["notes"],
+                      f"written: {out / 'report.md'}, report.json and figures"])
 
 
 # ------------------------------------------------------------------------------------------------ figures
@@ -165,7 +169,7 @@ def plot_tradeoff(runs, path):
     """Forgetting against retention: fact accuracy on both, every run a point with its 95% interval."""
     figure, axis = plt.subplots(figsize=(6.4, 4.8))
     for i, (name, result) in enumerate(runs.items()):
-        x, y = (result[part].get("fact_accuracy") for part in ("forget", "retain"))
+        x, y = (result.get(part, {}).get("fact_accuracy") for part in ("forget", "retain"))
         if x is None or y is None:
             continue
         errors = []

@@ -17,6 +17,8 @@ from lab import report, said
 from lab.answers import ask
 from lab.entries import teachers
 from lab.runs import load_run
+from lab.scores import membership, min_k
+from lab.statistics import auc
 from tests.conftest import TINY, call, memorise, small_model
 
 
@@ -87,9 +89,9 @@ def test_harmonic_means():
 
 
 def test_auc_and_min_k():
-    assert eval.auc([3, 4], [1, 2]) == 1 and eval.auc([1, 2], [3, 4]) == 0 and eval.auc([1, 2], [1, 2]) == 0.5
-    assert eval.auc([2, 5], [1, 3]) == 0.75
-    assert eval.min_k(np.array([-1.0, -5.0, -3.0, -2.0, -4.0]), 0.4) == -4.5 and eval.min_k(np.array([-1.0])) == -1
+    assert auc([3, 4], [1, 2]) == 1 and auc([1, 2], [3, 4]) == 0 and auc([1, 2], [1, 2]) == 0.5
+    assert auc([2, 5], [1, 3]) == 0.75
+    assert min_k(np.array([-1.0, -5.0, -3.0, -2.0, -4.0]), 0.4) == -4.5 and min_k(np.array([-1.0])) == -1
 
 
 ROW = {"author": "Mira Oakhurst", "slot": "father", "facts": ["engineer"],
@@ -422,14 +424,14 @@ def test_bootstrap_interval_of_a_mean():
 
 def test_membership_attacks_tell_seen_from_unseen():
     seen, unseen = ([{"logp": np.full(5, v), "z": np.full(5, v)}] * 3 for v in (-0.1, -2.0))
-    assert set(eval.membership(seen, unseen).values()) == {1.0} and set(eval.membership(unseen, seen).values()) == {0.0}
+    assert set(membership(seen, unseen).values()) == {1.0} and set(membership(unseen, seen).values()) == {0.0}
 
 
 def test_each_attack_looks_at_its_own_numbers():
     """Nine tokens: Min-k% takes the lowest 0.4 * 9 = 3, -2 against -2.17; one, four, or all would say the opposite."""
     seen = [{"logp": np.array([0, -1, 0, -4, -1, 0, -1, 0, 0.0]), "z": np.ones(9)}]
     unseen = [{"logp": np.array([-3, 0, 0, -3, 0, -0.5, 0, 0, 0.0]), "z": np.ones(9)}]
-    assert eval.membership(seen, unseen) == {"mia_loss": 0, "mia_min_k": 1, "mia_min_k_pp": 0.5}
+    assert membership(seen, unseen) == {"mia_loss": 0, "mia_min_k": 1, "mia_min_k_pp": 0.5}
 
 
 def test_a_perfect_and_a_random_model_on_a_question_set(tokenizer, authors, monkeypatch):
