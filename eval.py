@@ -32,6 +32,7 @@ from common.cli import Parser, layer_numbers, model_flags, pick_device, positive
 from common.files import check_writable
 from lab import judges
 from lab.answers import ask
+from lab.card import add_metrics
 from lab.entries import find_runs, fitting, noting, with_teachers
 from lab.facts import find_by_first
 from lab.published import from_log, lacking, read_log, same_questions
@@ -460,6 +461,7 @@ def main():
     about = {"name": rows.name, "data_sha256": rows.sha256, "forget": args.forget, "holdout": len(holdout),
              "max_new_tokens": said, "notes": notes}
     print(write_report(out, about, results, records, curves, sets, answers, METRICS))
+    add_metrics(out, results, about)
     if failures:
         name, why = next(iter(failures.items()))
         raise UserError(f"{len(failures)} of {len(entries)} rows are not measured; {name}: {why}")
