@@ -63,7 +63,7 @@ def check_files(dir, record):
             if not file.startswith("adapter/") and file in known:       # the change by itself is read by nobody here
                 raise UserError(f"{dir / file}, which this run wrote, is missing")
         elif sha and sha256(dir / file) != sha:
-            raise UserError(f"{dir / file} is not the one that this run wrote: its sha256 differs from run.json's")
+            raise UserError(f"{dir / file} is not the one this run wrote: its sha256 differs from run.json's")
     if foreign := [file for file in AROUND if known and file not in (*known, "run.json") and (dir / file).exists()]:
         raise UserError(f"{dir / foreign[0]} is not of this run, and would change what the model says; move it away")
     if record.get("record_sha256", record_sha256(record)) != record_sha256(record):

@@ -131,7 +131,7 @@ def test_eval_and_asu_refuse_such_a_run_with_exit_code_2(out, tmp_path, capsys):
     edit(place / "target/config.json", "rope_theta", 100.0)
     for script, flags in ((asu, []), (eval, ["--max_rows=2", "--runs=target"])):
         error = refused(capsys, script, TINY, f"--out={place}", *flags, *(["--name=new"] if script is asu else []))
-        assert f"{place / 'target/config.json'} is not the one that this run wrote" in error
+        assert f"{place / 'target/config.json'} is not the one this run wrote" in error
 
 
 def test_a_run_of_an_older_version_is_read_without_a_word(run, capsys):

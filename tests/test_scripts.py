@@ -611,7 +611,7 @@ def damaged(out, tmp_path):
     ("target/config.json", lambda b: b[:50], "config.json is not valid JSON"),
     ("target/run.json", lambda b: b[:50], "run.json is not valid JSON"),
     ("target/tokenizer.json", lambda b: b[:50], "damaged"),
-    ("target/tokenizer.json", lambda b: b.replace(b'"eos"', b'"eos" '), "tokenizer.json is not the one that this run wrote"),
+    ("target/tokenizer.json", lambda b: b.replace(b'"eos"', b'"eos" '), "tokenizer.json is not the one this run"),
     ("target/config.json", lambda b: b.replace(b'"vocab_size": 512', b'"vocab_size": 300'),
      "config.json asks for (300, 32)"),
     ("data/authors_20_seed0/forget10.json", lambda b: b[:-9], "not what the generator makes")])
