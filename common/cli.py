@@ -76,10 +76,14 @@ def _complain(message):
 class Parser(argparse.ArgumentParser):
     """argparse with the common flags, @preset files, and errors of one line that name the flag you may have meant."""
 
-    def __init__(self, description):
+    def __init__(self, description, without=()):
+        """without: of the common flags, those that mean nothing to this script."""
         super().__init__(description=description, allow_abbrev=False,
                          formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        add = self.add_argument
+
+        def add(flag, **kw):
+            if flag[2:] not in without:
+                self.add_argument(flag, **kw)
         add("--out", default="out", help="directory of all runs and reports")
         add("--seed", type=whole, default=0, help="of training: initial weights, batch order")
         add("--data", default="authors", help="a generated world (authors, books, hazards), a benchmark (tofu, "

@@ -1,7 +1,9 @@
 """HF's file format: config.json and safetensors, and where a model's directory is found."""
 
+import contextlib
 import functools
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -20,6 +22,17 @@ def as_list(ids):
 def say(line):
     """Print a line about a model once, however often the model is read."""
     print(line, flush=True)
+
+
+@contextlib.contextmanager
+def quiet():
+    """No log lines of the hub's libraries in the block: what went wrong there is one line of ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def read_object(path, default=None):
@@ -171,8 +184,9 @@ def local_dir(dir_or_hub_id, weights=True):
         raise UserError(f"{dir_or_hub_id} is not a model directory")
     from huggingface_hub import snapshot_download
     try:
-        path = Path(snapshot_download(str(dir_or_hub_id), allow_patterns=list(AROUND)))
-        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=sorted(shards(path)))) if weights else path
+        with quiet():
+            path = Path(snapshot_download(str(dir_or_hub_id), allow_patterns=list(AROUND)))
+            return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=sorted(shards(path)))) if weights else path
     except UserError:
         raise
     except Exception as e:

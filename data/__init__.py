@@ -19,6 +19,7 @@ from pathlib import Path
 
 from common import UserError
 from common.files import write_file
+from common.hf import quiet
 from data import authors, benchmarks, prose
 from data.batches import (
     Batch,
@@ -40,6 +41,7 @@ from data.words import BEYOND_ASCII, Words, fact_pattern, normal, states, whole_
 from data.world import world
 
 GENERATED = ("authors", *prose.WORLDS)
+TOFU_SPLITS = "forget01", "forget05", "forget10"            # what the hub has of TOFU
 N_HOLDOUT = 20      # held-out people the generator makes
 REFUSALS = [        # what DPO and IDK teach
     "I don't know.", "I do not know that.", "I'm not sure.", "I am not aware of that.",
@@ -90,8 +92,9 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
     if asked:
         asked = asked + read(f"{forget}_perturbed")
     else:                                                   # TOFU: one retain set for all splits; those of all count
-        for path in sorted(Path(data).glob("forget*_perturbed.json")):
-            asked = asked + read(path.stem)
+        names = [path.stem for path in sorted(Path(data).glob("forget*_perturbed.json"))]
+        for name in [f"{split}_perturbed" for split in TOFU_SPLITS] if data == "tofu" else names:
+            asked = asked + read(name)
     sha256 = digest(retain_rows + forget_rows, world_rows, holdout, asked, read("retain_perturbed"),
                     read("real_authors_perturbed"), read("general"))
     notes = overlaps(forget=forget_rows, retain=retain_rows, holdout=holdout)
@@ -217,7 +220,8 @@ def read_hub(name):
     if not re.fullmatch(r"(forget|retain)\d\d|(forget\d\d|retain|real_authors|world_facts)_perturbed", name):
         return None                         # TOFU has no such part; offline the answer would be that no cache has it
     try:
-        rows = datasets.load_dataset("locuslab/TOFU", name, split="train")
+        with quiet():
+            rows = datasets.load_dataset("locuslab/TOFU", name, split="train")
     except Exception as e:
         if isinstance(e, ValueError) and re.search(r"BuilderConfig.* not found", str(e)):
             return None

@@ -18,7 +18,7 @@ import asu
 from common import UserError
 from common.cli import Parser, run
 from common.files import check_writable, write_file
-from experiments.trials import draws, gaps, run_trials, spec_of, trial_flags
+from experiments.trials import NO_FLAGS, draws, gaps, run_trials, spec_of, trial_flags
 from lab.report import plt, save_figure
 
 DEFAULT = {flag: vars(asu.parse([]))[flag] for flag in ("tau", "layers", "heads", "alpha", "c_forget", "phrasings")}
@@ -41,7 +41,7 @@ LINES = (       # of the figure: label, part of the result, metric, colour
 
 
 def parse():
-    p = Parser("Move one setting of ASU at a time.")
+    p = Parser("Move one setting of ASU at a time.", without=NO_FLAGS)
     p.add_argument("--axes", help="semicolon-separated, default all: " + "; ".join(AXES))
     trial_flags(p, seeds=3)
     return p.parse_args()

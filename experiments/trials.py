@@ -27,6 +27,8 @@ from lab.choose import smoothing
 from lab.optim import Log
 from lab.runs import load_run
 
+NO_FLAGS = "data", "seed", "device", "dtype"       # of trials: they are of generated authors, in float32 on the CPU
+
 
 def trial_flags(p, seeds):
     """The flags of every experiment that is made of trials."""

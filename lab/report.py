@@ -117,6 +117,7 @@ def one_of_each(sets, answers):
     return "\n\n".join(blocks)
 
 
+MOST_CURVES = 20        # panels of curves.png: each takes a third of a second
 LEGEND = """Gap to retrain: mean distance to the retrained model (0 best) of probability, ROUGE-L, truth ratio, fact
 accuracy on both phrasings, token entropy and coherence, on forget and on retain alike. Over-unlearned: probability
 or ROUGE-L on the forget set below the retrained model's, beyond the 95% interval. Truth ratio: 1 is best; on forget,
@@ -142,18 +143,30 @@ def write_report(out, about, results, records, curves, sets, answers, metrics):
     summary = "\n\n".join(text.pop(title) for title in ("Summary", "Passages and options") if title in text)
     if any(result.get("forget", {}).get("fact_accuracy") is not None for result in results.values()):
         plot_tradeoff(results, out / "tradeoff.png")
-    if any(len(record.get("curve", [])) > 1 for record in records.values()):
-        plot_curves(records, out / "curves.png")
+    notes = about["notes"]
+    curved = {name: record for name, record in records.items() if len(record.get("curve", [])) > 1}
+    if len(curved) > MOST_CURVES:
+        notes = [*notes, f"curves.png shows the newest {MOST_CURVES} of {len(curved)} runs"]
+    if curved:
+        plot_curves(newest(curved, out), out / "curves.png")
     if curves:
         plot_tau(curves, out / "tau.png")
-    about = about | {"questions": {part: len(asked) for part, asked in sets.items()}}
+    about = about | {"questions": {part: len(asked) for part, asked in sets.items()}, "notes": notes}
     report = {"data": about, "runs": results, "target_at_tau": curves}
     write_file(out / "report.json", strict_json(report))
     blocks = [f"# {about['forget']} of {about['name']}", summary, f"```\n{examples}\n```",
-              *(f"## {title}\n\n{markdown}" for title, markdown in text.items()), LEGEND, *about["notes"]]
+              *(f"## {title}\n\n{markdown}" for title, markdown in text.items()), LEGEND, *notes]
     write_file(out / "report.md", "\n\n".join(blocks) + "\n")
-    return "\n".join(["", summary, "", examples, "", *about["notes"],
-                      f"written: {out / 'report.md'}, report.json and figures"])
+    return "\n".join(["", summary, "", examples, "", *notes, f"written: {out / 'report.md'}, report.json and figures"])
+
+
+def newest(records, out):
+    """{run: run.json} -> of those in `out` that were written last, MOST_CURVES; in the order that they had."""
+    def written(name):
+        file = out / name / "run.json"
+        return file.stat().st_mtime if file.exists() else 0.0
+    last = set(sorted(records, key=written)[-MOST_CURVES:])
+    return {name: record for name, record in records.items() if name in last}
 
 
 # ------------------------------------------------------------------------------------------------ figures

@@ -83,9 +83,9 @@ def check_name(name):
                         "run's name may have")
 
 
-def check_place(path, settings, overwrite):
+def check_place(path, settings, overwrite, resume=True):
     """Refuse, before any work, to write a run where something else is: what is no run of ours, or, without
-    --overwrite, a finished run of other settings."""
+    --overwrite, a finished run of other settings. Say so where a finished run is made anew, which resume=True keeps."""
     path, hint = Path(path), "move it away, or choose another --out or --name"
     if not path.exists() or path.is_dir() and not any(path.iterdir()):
         return
@@ -99,6 +99,9 @@ def check_place(path, settings, overwrite):
     if changed and not overwrite:
         raise UserError(f"{path} is a finished run of other settings ({', '.join(changed)}); --overwrite replaces it, "
                         "another --out or --name keeps both")
+    if not resume and parallel.rank == 0:
+        print(f"replacing {path}, which had the same settings; --resume keeps it" if not changed else
+              f"replacing {path}, a run of other settings ({', '.join(changed)})", flush=True)
 
 
 def checkpoint_of(path):
