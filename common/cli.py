@@ -217,8 +217,9 @@ def number(kind, low, high, what, zero=False):
     """An argparse type: a number from low to high in digits 0 to 9; with zero, 0 as well."""
     def parse(text):
         try:
-            value = kind(text)
-            if text.isascii() and (low <= value <= high or zero and value == 0):
+            value = kind(text)                              # which takes blanks and 1_0 too
+            plain = re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", text, re.I)
+            if plain and (low <= value <= high or zero and value == 0):
                 return value
         except ValueError:
             pass

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from common import UserError
+from common.files import check_file
 
 
 def as_list(ids):
@@ -39,6 +40,7 @@ def read_object(path, default=None):
     """A JSON file of a model, in UTF-8 whatever the locale -> dict; `default`, if given, where there is none.
 
     Raises UserError where it is missing or damaged."""
+    check_file(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
         value = json.loads(text)
@@ -215,6 +217,7 @@ def read_weights(dir, device):
     Raises UserError naming the file that is missing, truncated or not what the index says."""
     state = {}
     for file, names in shards(dir).items():
+        check_file(dir / file)
         if not (dir / file).exists():
             raise UserError(f"{dir / file} is missing; only safetensors weights are read")
         try:

@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 
 from common import UserError
-from common.files import write_file
+from common.files import check_file, write_file
 from common.hf import quiet
 from data import authors, benchmarks, prose
 from data.batches import (
@@ -186,6 +186,7 @@ def generate(folder, kind, forget, retain, data_seed, n):
     folder = folder / f"{kind}_{n}_seed{data_seed}"
     for name, part in files.items():
         path, text = folder / f"{name}.json", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+        check_file(path)
         if not path.exists():
             write_file(path, text)
         elif path.read_bytes() != text.encode():
@@ -196,6 +197,7 @@ def generate(folder, kind, forget, retain, data_seed, n):
 
 def read_file(path):
     """A JSON Lines file -> rows, or None where there is no such file."""
+    check_file(path)
     if not path.exists():
         return None
     rows = []
@@ -208,8 +210,12 @@ def read_file(path):
             continue
         try:
             row = json.loads(line)
+            if re.search(r"\\u[dD][89a-fA-F]", line):       # half a letter is no text
+                json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as e:
             raise UserError(f"{path}, line {n}: not valid JSON ({e.msg} at column {e.colno})") from e
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{path}, line {n}: not valid JSON ({e})") from e
         rows.append(complete(row, f"{path.stem}:{n}", f"{path}, line {n}"))
     return rows
 

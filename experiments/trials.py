@@ -55,6 +55,7 @@ def run_script(name, flags, threads=None):
 
 def draw(out, data_seed, seed, forget="forget10", flags=(), threads=None):
     """Train base, target and retrained model of one draw of authors and one training seed, or find them -> folder"""
+    data.rest_of(forget)                                    # refuses what is no split before anything is trained
     folder = Path(out) / f"draw{data_seed}_seed{seed}" / forget
     if forget != "forget10" and not (folder / "target").exists():       # base and target are the same for every split
         tenth = draw(out, data_seed, seed, "forget10", flags, threads)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -41,7 +42,7 @@ RECORD = {      # what run.json's values may be
 def read_run(dir):
     """run.json of a run directory as a dict; {} where there is none. Raises UserError for a value it cannot have."""
     file = Path(dir) / "run.json"
-    record = read_json(file) if file.exists() else {}
+    record = read_json(file) if os.path.lexists(file) else {}
     for key, (good, words) in RECORD.items():
         if key in record and not good(record[key]):
             raise UserError(f"{file}: {key}={repr(record[key])[:60]} is not {words}")
