@@ -36,7 +36,7 @@ from lab.card import add_metrics
 from lab.entries import find_runs, fitting, noting, with_teachers
 from lab.facts import find_by_first
 from lab.published import from_log, lacking, read_log, same_questions
-from lab.report import write_report
+from lab.report import REPORT, write_report
 from lab.runs import load_run
 from lab.said import KINDS, answer_kind, continued
 from lab.scores import by_class, membership, nll, privleak, score, tau_curves, total
@@ -421,7 +421,7 @@ def measure_run(name, path, teacher, sets, holdout, slot_values, args, place, ne
 
 def main():
     args = parse()
-    check_writable(args.out)
+    check_writable(args.out, REPORT)
     place, out = pick_device(args), Path(args.out)
     paths = find_runs(out, args.runs, args.retrained)
     log = read_log(args.retrained) if args.retrained and Path(args.retrained).is_file() else {}

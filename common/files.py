@@ -156,8 +156,11 @@ def sha256(path, size=None):
     return digest.hexdigest()
 
 
-def check_writable(out):
-    """Fail before the work, not after it; and clear away what killed processes left."""
+def check_writable(out, names=()):
+    """Fail before the work, not after it; and clear away what killed processes left. names: of files that will be
+    written there."""
+    for name in names:
+        check_file(Path(out) / name)
     try:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import data
 from common import UserError
 from common.cli import Parser, positive_int, run
-from common.files import check_writable, write_file
+from common.files import check_writable, read_json, write_file
 from experiments.trials import run_script
 from lab.report import plt, save_figure
 from lab.runs import read_run
@@ -91,7 +91,9 @@ def main():
     for name, part in (("forget", rows.forget), ("retain", rows.retain)):
         if not any(row["facts"] for row in rows.questions(part)):
             raise UserError(f"--data={args.data} names no facts of the {name} set; their accuracy is compared")
-    chosen = json.loads(file.read_text())["chosen"] if file.exists() else {}
+    chosen = read_json(file).get("chosen") if file.exists() else {}
+    if not isinstance(chosen, dict) or not all(isinstance(settings, dict) for settings in chosen.values()):
+        raise UserError(f"{file} is not a report of experiments.compare: it has no settings that were chosen")
     report = {}
     for label, (name, flags) in METHODS.items():
         settings = [f"--{k}={v}" for k, v in chosen.get(name, {}).items() if k in SETTINGS]

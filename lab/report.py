@@ -117,6 +117,7 @@ def one_of_each(sets, answers):
     return "\n\n".join(blocks)
 
 
+REPORT = "report.json", "report.md", "tradeoff.png", "curves.png", "tau.png"
 MOST_CURVES = 20        # panels of curves.png: each takes a third of a second
 LEGEND = """Gap to retrain: mean distance to the retrained model (0 best) of probability, ROUGE-L, truth ratio, fact
 accuracy on both phrasings, token entropy and coherence, on forget and on retain alike. Over-unlearned: probability

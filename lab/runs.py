@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from common import HOME, UserError
 from common.cli import differences
-from common.files import files_in, sha256, strict_json, whole_dir, write_file
+from common.files import check_file, files_in, sha256, strict_json, whole_dir, write_file
 from common.hf import local_dir, say
 from data import Tokenizer
 from lab import parallel
@@ -114,6 +114,7 @@ def load_tokenizer(path, args=None):
 
     Says once how a model is asked that somebody else has made."""
     dir = local_dir(path, weights=False)
+    check_file(dir / "tokenizer.json")
     template, other = getattr(args, "template", None), getattr(args, "tokenizer", None)
     if other and not (dir / "tokenizer.json").exists():
         dir = local_dir(other, weights=False)
