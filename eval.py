@@ -40,7 +40,7 @@ from lab.report import REPORT, write_report
 from lab.runs import load_run
 from lab.said import KINDS, answer_kind, continued
 from lab.scores import by_class, membership, nll, privleak, score, tau_curves, total
-from lab.statistics import bootstrap, harmonic_mean, interval
+from lab.statistics import bootstrap, harmonic_mean, interval, means
 
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)                          # knows the letters a to z alone
 ROUGE_OF_ANY_SCRIPT = RougeScorer(["rougeL"], tokenizer=data.Words(PorterStemmer().stem))
@@ -229,10 +229,6 @@ def apply(metrics, questions):
     return values
 
 
-def means(values):
-    return {name: float(value.mean()) for name, value in values.items()}
-
-
 def look(model, tokenizer, part, rows, slot_values, max_new_tokens=None, **smoothing):
     """Ask a model the questions of a set -> a list of what metrics may ask for, one dict a question.
 
@@ -401,10 +397,9 @@ def parse():
 
 
 def measure_run(name, path, teacher, sets, holdout, slot_values, args, place, networks):
-    """One row of the report, from the model's files -> (result, values, answers) as measure's, how long answers may
-    be, the curves over tau (of the target alone), the tokenizer.
-
-    teacher: None, or (tau, layers) that smooth the model; place: device and dtype; networks: see lab/judges.py."""
+    """One row of the report -> (result, values, answers) as measure's, how long answers may be, curves over tau (of the
+    target alone), the tokenizer. teacher: None, or (tau, layers) that smooth it; place: device and dtype; networks: see
+    lab/judges.py."""
     model, tokenizer, record = load_run(path, *place, args=args)
     smoothing = {"tau": teacher[0], "layers": layer_numbers(teacher[1], model.config.n_layer)} if teacher else {}
     asked = {part: rows for part, rows in sets.items() if rows[0]["question"]}

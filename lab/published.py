@@ -19,7 +19,7 @@ from common import UserError
 from common.files import read_json
 from data import evenly, words
 from lab.said import answer_kind
-from lab.statistics import interval
+from lab.statistics import interval, means
 
 TOFU = {"eval_log_forget.json": "forget", "eval_log.json": "retain",        # file, or key of the aggregated one -> set
         "eval_real_author_wo_options.json": "real_authors", "eval_real_world_wo_options.json": "world"}
@@ -172,8 +172,7 @@ def from_log(logged, sets, tokenizer, slot_values, apply, metrics):
             if all(x[key] is not None for x in questions):
                 values[part][key] = np.array([x[key] for x in questions])
         shown = {name: value for name, value in values[part].items() if name != "r"}
-        result[part] = {"n": len(questions), "fact_accuracy": None}
-        result[part] |= {name: float(value.mean()) for name, value in shown.items()}
+        result[part] = {"n": len(questions), "fact_accuracy": None} | means(shown)
         result[part]["ci95"] = {name: interval(value) for name, value in shown.items()}
         if all(x["prediction"] is not None for x in questions):
             answers[part] = [x["prediction"] for x in questions]
