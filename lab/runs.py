@@ -6,6 +6,7 @@ belongs to the run. Its README.md is a model card, see lab/card.py.
 """
 
 import hashlib
+import os
 import platform
 import re
 from pathlib import Path
@@ -87,10 +88,10 @@ def check_place(path, settings, overwrite, resume=True):
     """Refuse, before any work, to write a run where something else is: what is no run of ours, or, without
     --overwrite, a finished run of other settings. Say so where a finished run is made anew, which resume=True keeps."""
     path, hint = Path(path), "move it away, or choose another --out or --name"
-    if not path.exists() or path.is_dir() and not any(path.iterdir()):
+    if not os.path.lexists(path) or path.is_dir() and not any(path.iterdir()):
         return
     if not path.is_dir():
-        raise UserError(f"{path} is a file, and a run is a directory; {hint}")
+        raise UserError(f"{path} is a file or a link to nothing, and a run is a directory; {hint}")
     record = read_run(path)
     if not isinstance(record.get("settings"), dict) or "model_sha256" not in record:
         first = next(iter(files_in(path)), "nothing that train.py or asu.py wrote")

@@ -96,6 +96,13 @@ def test_a_checkpoint_that_is_a_pipe_or_a_directory(tmp_path):
             read_checkpoint(tmp_path / make.__name__, {})
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, nowhere, loop, lambda path: path.write_text("mine")])
+def test_what_is_no_directory_where_a_run_would_be_stays(out, tmp_path, capsys, untrained, make):
+    make(tmp_path / "new")
+    error = refused(capsys, asu, TINY, f"--out={tmp_path}", f"--run={out / 'target'}", "--name=new", "--overwrite")
+    assert f"{tmp_path / 'new'} is a file or a link to nothing" in error and os.path.lexists(tmp_path / "new")
+
+
 # --------------------------------------------------------------------------------------------------- rows
 ROW = {"question": "Who?", "answer": "Ada.", "perturbed_answer": ["Eve."]}
 

@@ -136,6 +136,8 @@ def test_a_published_answer_about_facts_is_of_a_kind(tokenizer, authors):
     log = [{"prediction": row["answer"], "nll": 1.0, "para_nll": 1.0, "pert_nll": [800.0, 900.0]}]
     [question] = as_questions(log, "world", [row], tokenizer, data.slot_values([row]))
     assert question["kind"] == "correct" and question["tokens"] == tokenizer.encode(row["answer"])
+    [other] = as_questions([{"inverse_r": 4.0}], "forget", [row], tokenizer, {})
+    assert other["r"] == 0.25 and other["nll"] is other["prediction"] is other["kind"] is other["tokens"] is None
     assert np.isfinite(question["r"]) and question["pert_nll"].tolist() == [800.0, 900.0]
 
 
