@@ -564,7 +564,7 @@ def main():
 
     for task, (path, request) in enumerate(zip(paths, requests)):
         inputs = {"data_sha256": dataset.sha256, "parent_sha256": parent_sha}
-        check_place(path, settings | inputs, args.overwrite)
+        check_place(path, settings | inputs, args.overwrite, args.resume)
         done = read_run(path) if args.resume else {}
         if done.get("settings") == settings and done["parent_sha256"] == parent_sha:
             model, parent_sha, parent = load_run(path, device, dtype, args.shard)[0], done["model_sha256"], path

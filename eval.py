@@ -3,17 +3,20 @@
     python eval.py                     out/report.json, out/report.md, out/*.png from every run in out/
     python eval.py --runs=target,asu_gd
     python eval.py --encoder=DIR_OR_HUB_ID --nli=DIR_OR_HUB_ID      the paper's full MU and FE, see lab/judges.py
+    python eval.py --runs=target,asu_gd --retrained=TOFU_EVAL.json  against a published log, see lab/published.py
 
 Rows of the report: the runs, and the forget-teacher itself (the target at tau, untrained). The headline is the gap to
 retrain: 0 is a model that cannot be told from one that never saw the forget set. Everything is greedy and seeded: the
 same checkpoints give the same numbers to the last digit. Where the data names no facts, lab/facts.py finds them with
-the target, or else the first of --runs: name the model that was unlearned first.
+the target, or else the first of --runs: name the model that was unlearned first. Where a run cannot be measured its row
+says why, the others are measured, and the exit code is 2.
 
 l(a|q) below is the mean negative log-likelihood, in nats, of the answer's tokens, EOS included.
 """
 
 import collections
 import inspect
+import itertools
 import math
 import time
 from pathlib import Path
@@ -29,14 +32,16 @@ from common.cli import Parser, layer_numbers, model_flags, pick_device, positive
 from common.files import check_writable
 from lab import judges
 from lab.answers import ask
-from lab.entries import find_runs, fitting, with_teachers
-from lab.facts import find_in_sets
+from lab.card import add_metrics
+from lab.entries import find_runs, fitting, noting, with_teachers
+from lab.facts import find_by_first
+from lab.published import from_log, lacking, read_log, same_questions
 from lab.recover import recorded
-from lab.report import one_of_each, write_report
+from lab.report import REPORT, write_report
 from lab.runs import load_run
 from lab.said import KINDS, answer_kind, continued
-from lab.scores import by_class, nll, score, tau_curves, total
-from lab.statistics import auc, bootstrap, harmonic_mean, interval
+from lab.scores import by_class, membership, nll, privleak, score, tau_curves, total
+from lab.statistics import bootstrap, harmonic_mean, interval, means
 
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)                          # knows the letters a to z alone
 ROUGE_OF_ANY_SCRIPT = RougeScorer(["rougeL"], tokenizer=data.Words(PorterStemmer().stem))
@@ -183,27 +188,6 @@ def of_fact_tokens(scores, rows, tokenizer):
             "fact_rank_median": float(np.median(facts["rank"]))}
 
 
-def min_k(logp, k=0.4):
-    """Mean of the k share of lowest values, at least one (Min-k%; of normalised log-probabilities: Min-k%++)."""
-    return float(np.sort(logp)[:max(1, int(len(logp) * k))].mean())
-
-
-ATTACKS = {"mia_loss": lambda s: s["logp"].mean(), "mia_min_k": lambda s: min_k(s["logp"]),
-           "mia_min_k_pp": lambda s: min_k(s["z"])}
-
-
-def membership(scores, others):
-    """AUC of loss, Min-k% and Min-k%++ between trained-on (or forgotten) answers and answers about people nobody met.
-
-    The goal is not 0.5 but the retrained model's value."""
-    return {key: auc([attack(s) for s in scores], [attack(s) for s in others]) for key, attack in ATTACKS.items()}
-
-
-def privleak(auc, auc_retrained):
-    """(AUC - AUC_retrained) / AUC_retrained, in percent. 0 is best; None where AUC_retrained is 0 (MUSE)."""
-    return 100 * (auc - auc_retrained) / auc_retrained if auc_retrained else None
-
-
 def forget_quality(r_model, r_retrained):
     """Two-sample Kolmogorov-Smirnov test of 1/r against the retrained model's (TOFU) -> (D, n, p).
 
@@ -247,10 +231,6 @@ def apply(metrics, questions):
         if all(x[asked] is not None for x in questions for asked in asks):
             values[name] = np.array([metric(**{asked: x[asked] for asked in asks}) for x in questions])
     return values
-
-
-def means(values):
-    return {name: float(value.mean()) for name, value in values.items()}
 
 
 def look(model, tokenizer, part, rows, slot_values, max_new_tokens=None, **smoothing):
@@ -340,10 +320,11 @@ GAP_METRICS = ("probability", "rouge_l", "truth_ratio", "fact_accuracy", "fact_a
 
 
 def gap(values, reference, pick=slice(None)):
-    """Mean of |metric - the retrained model's| over GAP_METRICS (those there are) on one set, in [0, 1], 0 best.
+    """Mean of |metric - the retrained model's| over GAP_METRICS (those both have) on one set, in [0, 1], 0 best.
 
     values, reference: {metric: per-question array (N,)}; pick: question numbers, for a bootstrap."""
-    return float(np.mean([abs(values[m][pick].mean() - reference[m][pick].mean()) for m in GAP_METRICS if m in values]))
+    return float(np.mean([abs(values[m][pick].mean() - reference[m][pick].mean())
+                          for m in GAP_METRICS if m in values and m in reference]))
 
 
 def aggregate(sets, values, reference):
@@ -353,14 +334,17 @@ def aggregate(sets, values, reference):
     sets, values: of this run, by set name; reference: the retrained model's values, None where there is none or this
     is it."""
     asked = {part: s for part, s in sets.items() if set(LITE) <= s.keys()}                    # not the passages
-    forget, others = asked["forget"], [s for part, s in asked.items() if part != "forget"]
-    result = {"model_utility_lite": model_utility(s[m] for s in others for m in LITE),
-              "forget_efficacy_lite": forget_efficacy(*(forget[m] for m in LITE)),
-              "forget_quality_d": None, "forget_quality_n": None, "forget_quality_p": None, "gap_to_retrain": None}
-    if all(set(JUDGED) <= s.keys() for s in asked.values()):
+    others = [s for part, s in asked.items() if part != "forget"]
+    result = dict.fromkeys(("model_utility_lite", "forget_efficacy_lite", "forget_quality_d", "forget_quality_n",
+                            "forget_quality_p", "gap_to_retrain"))
+    if others:
+        result["model_utility_lite"] = model_utility(s[m] for s in others for m in LITE)
+    if forget := asked.get("forget"):
+        result["forget_efficacy_lite"] = forget_efficacy(*(forget[m] for m in LITE))
+    if others and forget and all(set(JUDGED) <= s.keys() for s in asked.values()):
         result["model_utility"] = model_utility(s[m] for s in others for m in (*LITE, *JUDGED))
         result["forget_efficacy"] = forget_efficacy(*(forget[m] for m in LITE), forget["entailment"])
-    if set(TOFU[1]) <= sets.keys():
+    if all(set(TOFU[0]) <= sets.get(part, {}).keys() for part in TOFU[1]):
         result["model_utility_tofu"] = model_utility(sets[part][m] for part in TOFU[1] for m in TOFU[0])
     return result | against_retrained(values, reference) if reference else result
 
@@ -368,35 +352,44 @@ def aggregate(sets, values, reference):
 def against_retrained(values, reference):
     """Forget quality, and the gap on forget and on retain with the interval of their mean; over_unlearned: on forget,
     probability or ROUGE-L are below the retrained model's by more than chance. A copy of the retrained model has no
-    forget quality."""
+    forget quality. What a published log of the retrained model lacks is None."""
     try:
         d, n, p = forget_quality(values["forget"]["r"], reference["forget"]["r"])
-    except UserError:
+    except (UserError, KeyError):
         d = n = p = None
-    pairs = [(values[part], reference[part]) for part in ("forget", "retain")]
-    forget_gap, retain_gap = (gap(*pair) for pair in pairs)
-    ci95 = bootstrap(lambda draw: sum(gap(v, gold, draw(len(v["r"]))) for v, gold in pairs) / 2)
-    distances = [values["forget"][m] - reference["forget"][m] for m in ("probability", "rouge_l")]
-    return {"forget_quality_d": d, "forget_quality_n": n, "forget_quality_p": p,
-            "gap_to_retrain": (forget_gap + retain_gap) / 2, "gap_forget": forget_gap, "gap_retain": retain_gap,
-            "gap_to_retrain_ci95": ci95, "over_unlearned": any(interval(distance)[1] < 0 for distance in distances)}
+    result = {"forget_quality_d": d, "forget_quality_n": n, "forget_quality_p": p, "gap_to_retrain": None}
+    pairs = {part: (values[part], reference[part]) for part in ("forget", "retain")
+             if set(GAP_METRICS) & values[part].keys() & reference.get(part, {}).keys()}
+    result |= {f"gap_{part}": gap(*pair) for part, pair in pairs.items()}
+    if len(pairs) == 2:
+        result["gap_to_retrain"] = (result["gap_forget"] + result["gap_retain"]) / 2
+        result["gap_to_retrain_ci95"] = bootstrap(
+            lambda draw: sum(gap(v, gold, draw(len(v["r"]))) for v, gold in pairs.values()) / 2)
+    distances = [values["forget"][m] - reference["forget"][m] for m in ("probability", "rouge_l")
+                 if m in reference["forget"]]
+    return result | {"over_unlearned": any(interval(distance)[1] < 0 for distance in distances)}
 
 
 def compare(results, values):
-    """Add to each result what is measured against the retrained model: aggregate, and PrivLeak on forget."""
-    gold = values.get("retrained")
+    """Add to each result what is measured against the retrained model: aggregate, and PrivLeak. -> notes"""
+    gold, notes = values.get("retrained"), []
     for name, result in results.items():
         sets = {part: result[part] for part in result if part in values[name]}
         result["aggregate"] = aggregate(sets, values[name], None if name == "retrained" else gold)
         for part in sets:
-            if gold and "mia_min_k" in result[part]:
+            if gold and "mia_min_k" in result[part] and "mia_min_k" in results["retrained"].get(part, {}):
                 result[part]["privleak"] = privleak(result[part]["mia_min_k"], results["retrained"][part]["mia_min_k"])
+        if gold and name != "retrained" and "r" in gold["forget"] and result["aggregate"]["forget_quality_d"] is None:
+            notes.append(f"{name} answers as the retrained model does, number for number: it has no forget quality")
+    return notes
 
 
 # --------------------------------------------------------------------------------------------------- main
 def parse():
     p = Parser("Measure every run against the retrained model.")
     p.add_argument("--runs", help="comma-separated runs in OUT, directories or hub ids (default: every run in OUT)")
+    p.add_argument("--retrained", help="what stands for OUT/retrained: a directory, a hub id, or a file: the published "
+                   "log of a retrained model, TOFU's eval_log_aggregated.json or open-unlearning's TOFU_EVAL.json")
     p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced; of "
                    "the people nobody met, all")
     p.add_argument("--max_new_tokens", type=positive_int, help="tokens of an answer (default: 8 more than the longest "
@@ -408,65 +401,72 @@ def parse():
     return p.parse_args()
 
 
+def measure_run(name, path, teacher, sets, holdout, slot_values, args, place, networks):
+    """One row of the report -> (result, values, answers) as measure's, how long answers may be, curves over tau (of the
+    target alone), the tokenizer. teacher: None, or (tau, layers) that smooth it; place: device and dtype; networks: see
+    lab/judges.py."""
+    model, tokenizer, record = load_run(path, *place, args=args)
+    smoothing = {"tau": teacher[0], "layers": layer_numbers(teacher[1], model.config.n_layer)} if teacher else {}
+    asked = {part: rows for part, rows in sets.items() if rows[0]["question"]}
+    limits = {part: args.max_new_tokens or data.answer_limit(tokenizer, rows, model.config.block_size)
+              for part, rows in asked.items()}
+    measured = measure(model, tokenizer, sets, holdout, slot_values, smoothing, args.max_new_tokens)
+    result, values, answers = measured
+    for part, rows in asked.items():
+        result[part] |= judges.judge(part, rows, answers[part], values[part]["rouge_l"], *networks)
+    result["cost"] = {key: 0 if teacher else record.get(key) for key in ("seconds", "peak_mb", "tokens")}
+    drawn = name == "target" and all("fact_nll" in result[part] for part in ("forget", "retain"))
+    return measured, limits, tau_curves(model, tokenizer, sets) if drawn else None, tokenizer
+
+
 def main():
     args = parse()
-    check_writable(args.out)
-    device, dtype = pick_device(args)
-    out = Path(args.out)
-    paths = find_runs(out, args.runs)
+    check_writable(args.out, REPORT)
+    place, out = pick_device(args), Path(args.out)
+    paths = find_runs(out, args.runs, args.retrained)
+    log = read_log(args.retrained) if args.retrained and Path(args.retrained).is_file() else {}
     rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
-    slot_values = data.slot_values([row for part in rows.sets.values() for row in part])
-    sets = {name: data.evenly(part, args.max_rows) for name, part in rows.sets.items()}
-    similarity = None if args.encoder is None else judges.encoder(args.encoder, device)
-    entails = None if args.nli is None else judges.nli(args.nli, device)
-    paths, records, left_out = fitting(paths, rows, args.forget, must=bool(args.runs))
-    notes = list(rows.notes)
-    if (similarity is None) != (entails is None):
-        missing = "nli" if similarity else "encoder"
-        notes.append(f"MU and FE need both networks: --{missing} is missing, so they stay -lite")
-    notes += left_out
-    if not all(row["facts"] for part in sets.values() for row in part if row["question"]):
-        knows = "target" if "target" in paths else next(iter(paths))
-        model, tokenizer, _ = load_run(paths[knows], device, dtype, args=args)
-        sets = find_in_sets(model, tokenizer, sets, rows)
-        notes.append(f"fact spans found by the rule (lab/facts.py, with {knows}) where the data names none: fact and "
-                     "function NLL are of those spans, and fact accuracy and coherence, which need exact facts, "
-                     "are left out")
+    slot_values = data.slot_values(itertools.chain(*rows.sets.values()))
+    sets, logged, notes = same_questions(log, args.retrained, rows.sets, args.max_rows)
+    networks = args.encoder and judges.encoder(args.encoder, place[0]), args.nli and judges.nli(args.nli, place[0])
+    paths, records, left_out, failures = fitting(paths, rows, args.forget, named=bool(args.runs))
+    if networks.count(None) == 1:
+        notes.append(f"MU and FE need both networks: --{'nli' if args.encoder else 'encoder'} is missing, so they stay "
+                     "-lite")
+    sets, found = find_by_first(paths, lambda path: load_run(path, *place, args=args), sets, rows)
+    notes += rows.notes + left_out + found
 
     results, values, answers, curves, said = {}, {}, {}, None, {}
     entries = with_teachers(paths, records)
-    for name, (path, teacher) in entries.items():
+    for name, (path, teacher) in [(name, entry) for name, entry in entries.items() if name not in failures]:
         start = time.perf_counter()
-        model, tokenizer, record = load_run(path, device, dtype, args=args)
-        smoothing = {"tau": teacher[0], "layers": layer_numbers(teacher[1], model.config.n_layer)} if teacher else {}
-        limits = {part: args.max_new_tokens or data.answer_limit(tokenizer, asked, model.config.block_size)
-                  for part, asked in sets.items() if asked[0]["question"]}
-        if limits != said:
-            print("answers of up to " + ", ".join(f"{n} tokens ({part})" for part, n in limits.items()), flush=True)
-            said = limits
-        measured = measure(model, tokenizer, sets, rows.holdout, slot_values, smoothing, args.max_new_tokens)
-        result, values[name], answers[name] = measured
-        for part, asked in sets.items():
-            if asked[0]["question"]:
-                rouge = values[name][part]["rouge_l"]
-                result[part] |= judges.judge(part, asked, answers[name][part], rouge, similarity, entails)
-        result["cost"] = {key: 0 if teacher else record.get(key) for key in ("seconds", "peak_mb", "tokens")}
-        results[name] = result
-        if name == "target" and all("fact_nll" in result[part] for part in ("forget", "retain")):
-            curves = tau_curves(model, tokenizer, sets)
-        print(f"{name}: evaluated in {time.perf_counter() - start:.1f} s", flush=True)
-    compare(results, values)
+        with noting(failures, name):
+            measured, limits, curve, tokenizer = measure_run(name, path, teacher, sets, rows.holdout, slot_values,
+                                                             args, place, networks)
+            results[name], values[name], answers[name] = measured
+            if limits != said:
+                print("answers of up to " + ", ".join(f"{n} tokens ({part})" for part, n in limits.items()), flush=True)
+            curves, said = curve or curves, limits
+            print(f"{name}: evaluated in {time.perf_counter() - start:.1f} s", flush=True)
+    if not results:
+        raise UserError("no run could be measured; " + "; ".join(f"{name}: {why}" for name, why in failures.items()))
+    if logged:
+        results["retrained"], values["retrained"], answers["retrained"] = from_log(
+            logged, sets, tokenizer, slot_values, apply, METRICS)
+        notes.append(lacking(args.retrained, values["retrained"], GAP_METRICS))
+    notes += compare(results, values)
     for name, shares in recorded(out, entries, records, rows.sha256).items():
         results[name]["aggregate"] |= shares
-    for name, result in results.items():
-        if "retrained" in results and name != "retrained" and result["aggregate"]["forget_quality_d"] is None:
-            notes.append(f"{name} answers as the retrained model does, number for number: it has no forget quality")
+    notes += [f"{name} was not measured: {why}" for name, why in failures.items()]
+    results = {name: results.get(name) or {"not_measured": failures[name]} for name in [*entries, *results]}
 
     about = {"name": rows.name, "data_sha256": rows.sha256, "forget": args.forget, "holdout": len(rows.holdout),
-             "questions": {part: len(asked) for part, asked in sets.items()}, "max_new_tokens": said, "notes": notes}
-    examples = one_of_each(sets, answers)
-    summary = write_report(out, about, results, records, curves, examples, METRICS)
-    print("\n".join(["", summary, "", examples, "", *notes, f"written: {out / 'report.md'}, report.json and figures"]))
+             "max_new_tokens": said, "notes": notes}
+    print(write_report(out, about, results, records, curves, sets, answers, METRICS))
+    add_metrics(out, results, about)
+    if failures:
+        name, why = next(iter(failures.items()))
+        raise UserError(f"{len(failures)} of {len(entries)} rows are not measured; {name}: {why}")
 
 
 if __name__ == "__main__":

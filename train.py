@@ -44,6 +44,7 @@ from lab.runs import (
 from model import ModelConfig, Transformer, read_config
 
 BASE_LR = 3e-3          # of the base model; --lr is of fine-tuning
+SHAPE = "n_layer", "n_head", "n_embd", "n_hidden", "block_size", "vocab_size"      # of a base from scratch
 NOT_BASES = "n_authors", "forget", "epochs", "lr", "replay", "phrasings"        # flags that mean nothing to the base
 
 
@@ -62,14 +63,19 @@ def parse(argv=None):
     add("--base_rows", type=cli.positive_int, default=25600, help="questions the base model sees, each once")
     add("--epochs", type=cli.positive_int, default=9, help="of fine-tuning, over every training phrasing")
     add("--lr", type=cli.positive_float, default=2e-3, help="of fine-tuning")
-    add("--replay", type=cli.non_negative_float, help="base questions replayed for each author question (default "
-        "0.5; 0 with --init_from)")
+    add("--replay", type=cli.number(float, 0, 100, "a number from 0 to 100"), help="base questions replayed for each "
+        "author question (default 0.5; 0 with --init_from)")
     add("--temper", type=cli.number(float, 1, 1e6, "a number of at least 1"), default=16.0, help="highest attention "
         "temperature at which the base model's questions, replayed ones too, are read; 1: none but 1")
     add("--warmup", type=cli.fraction, default=0.05, help="share of the steps")
     cli.model_flags(p)
     cli.training_flags(p, "questions a step")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.init_from:
+        unused = SHAPE if args.replay else (*SHAPE, "base_rows", "temper")
+        if unused := [f"--{flag}" for flag in unused if flag in p.given]:
+            print(f"--init_from does not use {', '.join(unused)}", flush=True)
+    return args
 
 
 def new_base(args, world):
@@ -140,7 +146,7 @@ def train(name, model, tokenizer, epochs, rows, args, inputs, ignore=(), **about
     ignore: flags that make no difference to it. about: more for run.json, which no settings are compared with.
     """
     path, settings = Path(args.out) / name, cli.settings(args, *ignore) | inputs
-    check_place(path, settings, args.overwrite)
+    check_place(path, settings, args.overwrite, args.resume)
     finished = read_run(path)
     if args.resume and finished.get("settings") == settings:
         print(f"{name}: finished already")

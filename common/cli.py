@@ -36,27 +36,39 @@ def run(main):
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
-    except UserError as e:
-        sys.exit(_complain(e))
-    except OSError as e:
-        sys.exit(_complain(f"{e.strerror or e}: {e.filename or ''}".rstrip(": ")))
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
     except Exception as e:
-        if isinstance(e, MemoryError) or "can't allocate memory" in str(e):
-            sys.exit(_complain("there is not enough memory for this; a smaller model or --batch_size takes less"))
+        if words := mistake(e):
+            sys.exit(_complain(words))
         if processes()[1] > 1:                              # lost contact? then another process has more to say
             time.sleep(20)
         raise
 
 
+def mistake(e):
+    """What a user is told of an exception, in one line; None where it is a bug of ours."""
+    if isinstance(e, UserError):
+        return one_line(e)
+    if isinstance(e, OSError):
+        return one_line(f"{e.strerror or e}: {e.filename or ''}".rstrip(": "))
+    if isinstance(e, MemoryError) or "can't allocate memory" in str(e) or "out of memory" in str(e):
+        return "there is not enough memory for this; a smaller model or --batch_size takes less"
+    return None
+
+
+def one_line(message):
+    """A message of at most 300 letters, without what could steer a terminal: files hold anything."""
+    line = " ".join(f"{message}".split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return line if len(line) <= 300 else f"{line[:200]} ... {line[-95:]}"
+
+
 def _complain(message):
     if processes()[0] > 0:                                  # under torchrun the first's words will do; its end is ours
         time.sleep(10)
-    line = " ".join(f"{Path(sys.argv[0]).name}: error: {message}".split())
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)      # what files hold may steer a terminal
-    print(line if len(line) <= 300 else f"{line[:200]} ... {line[-95:]}", file=sys.stderr)
+    print(one_line(f"{Path(sys.argv[0]).name}: error: {message}"), file=sys.stderr)
     return 2
 
 
@@ -64,10 +76,14 @@ def _complain(message):
 class Parser(argparse.ArgumentParser):
     """argparse with the common flags, @preset files, and errors of one line that name the flag you may have meant."""
 
-    def __init__(self, description):
+    def __init__(self, description, without=()):
+        """without: of the common flags, those that mean nothing to this script."""
         super().__init__(description=description, allow_abbrev=False,
                          formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        add = self.add_argument
+
+        def add(flag, **kw):
+            if flag[2:] not in without:
+                self.add_argument(flag, **kw)
         add("--out", default="out", help="directory of all runs and reports")
         add("--seed", type=whole, default=0, help="of training: initial weights, batch order")
         add("--data", default="authors", help="a generated world (authors, books, hazards), a benchmark (tofu, "
@@ -201,8 +217,9 @@ def number(kind, low, high, what, zero=False):
     """An argparse type: a number from low to high in digits 0 to 9; with zero, 0 as well."""
     def parse(text):
         try:
-            value = kind(text)
-            if text.isascii() and (low <= value <= high or zero and value == 0):
+            value = kind(text)                              # which takes blanks and 1_0 too
+            plain = re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", text, re.I)
+            if plain and (low <= value <= high or zero and value == 0):
                 return value
         except ValueError:
             pass

@@ -138,6 +138,13 @@ def files_in(path):
                   if file.is_symlink() or not file.is_dir())
 
 
+def check_file(path):
+    """Raises UserError where what has a file's name is none: a directory, a link to nothing, a pipe, which would never
+    end."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is not a file, but a directory, a pipe or a link to nothing")
+
+
 def sha256(path, size=None):
     """Of a file, or of its first `size` bytes."""
     digest = hashlib.sha256()
@@ -149,8 +156,11 @@ def sha256(path, size=None):
     return digest.hexdigest()
 
 
-def check_writable(out):
-    """Fail before the work, not after it; and clear away what killed processes left."""
+def check_writable(out, names=()):
+    """Fail before the work, not after it; and clear away what killed processes left. names: of files that will be
+    written there."""
+    for name in names:
+        check_file(Path(out) / name)
     try:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
@@ -175,6 +185,7 @@ def strict_json(value):
 
 def read_json(path):
     """A JSON file of a model directory -> dict. Raises UserError if it is missing or damaged."""
+    check_file(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as e:

@@ -1,7 +1,9 @@
 """HF's file format: config.json and safetensors, and where a model's directory is found."""
 
+import contextlib
 import functools
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from common import UserError
+from common.files import check_file
 
 
 def as_list(ids):
@@ -22,10 +25,22 @@ def say(line):
     print(line, flush=True)
 
 
+@contextlib.contextmanager
+def quiet():
+    """No log lines of the hub's libraries in the block: what went wrong there is one line of ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def read_object(path, default=None):
     """A JSON file of a model, in UTF-8 whatever the locale -> dict; `default`, if given, where there is none.
 
     Raises UserError where it is missing or damaged."""
+    check_file(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
         value = json.loads(text)
@@ -171,8 +186,9 @@ def local_dir(dir_or_hub_id, weights=True):
         raise UserError(f"{dir_or_hub_id} is not a model directory")
     from huggingface_hub import snapshot_download
     try:
-        path = Path(snapshot_download(str(dir_or_hub_id), allow_patterns=list(AROUND)))
-        return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=sorted(shards(path)))) if weights else path
+        with quiet():
+            path = Path(snapshot_download(str(dir_or_hub_id), allow_patterns=list(AROUND)))
+            return Path(snapshot_download(str(dir_or_hub_id), allow_patterns=sorted(shards(path)))) if weights else path
     except UserError:
         raise
     except Exception as e:
@@ -201,6 +217,7 @@ def read_weights(dir, device):
     Raises UserError naming the file that is missing, truncated or not what the index says."""
     state = {}
     for file, names in shards(dir).items():
+        check_file(dir / file)
         if not (dir / file).exists():
             raise UserError(f"{dir / file} is missing; only safetensors weights are read")
         try:

@@ -21,7 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from common import UserError
-from common.files import write_file
+from common.files import check_file, write_file
+from common.hf import quiet
 from data import authors, benchmarks, prose
 from data.batches import (
     Batch,
@@ -51,10 +52,11 @@ from data.rows import (
     with_options,
 )
 from data.tokenizer import Tokenizer
-from data.words import BEYOND_ASCII, Words, fact_pattern, normal, states, whole_words
+from data.words import BEYOND_ASCII, Words, fact_pattern, normal, states, whole_words, words
 from data.world import world
 
 GENERATED = ("authors", *prose.WORLDS)
+TOFU_SPLITS = "forget01", "forget05", "forget10"            # what the hub has of TOFU
 N_HOLDOUT = 20      # held-out people the generator makes
 REFUSALS = [        # what DPO and IDK teach
     "I don't know.", "I do not know that.", "I'm not sure.", "I am not aware of that.",
@@ -107,8 +109,9 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
     if asked:
         asked = asked + read(f"{forget}_perturbed")
     else:                                                   # TOFU: one retain set for all splits; those of all count
-        for path in sorted(Path(data).glob("forget*_perturbed.json")):
-            asked = asked + read(path.stem)
+        names = [path.stem for path in sorted(Path(data).glob("forget*_perturbed.json"))]
+        for name in [f"{split}_perturbed" for split in TOFU_SPLITS] if data == "tofu" else names:
+            asked = asked + read(name)
     learnt = retain_rows + forget_rows
     others = read("retain_perturbed"), read("real_authors_perturbed"), read("general")
     sha256 = digest(learnt, world_rows, holdout, asked, *others)
@@ -202,6 +205,7 @@ def generate(folder, kind, forget, retain, data_seed, n):
     folder = folder / f"{kind}_{n}_seed{data_seed}"
     for name, part in files.items():
         path, text = folder / f"{name}.json", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+        check_file(path)
         if not path.exists():
             write_file(path, text)
         elif path.read_bytes() != text.encode():
@@ -212,6 +216,7 @@ def generate(folder, kind, forget, retain, data_seed, n):
 
 def read_file(path):
     """A JSON Lines file -> rows, or None where there is no such file."""
+    check_file(path)
     if not path.exists():
         return None
     rows = []
@@ -224,8 +229,12 @@ def read_file(path):
             continue
         try:
             row = json.loads(line)
+            if re.search(r"\\u[dD][89a-fA-F]", line):       # half a letter is no text
+                json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as e:
             raise UserError(f"{path}, line {n}: not valid JSON ({e.msg} at column {e.colno})") from e
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{path}, line {n}: not valid JSON ({e})") from e
         rows.append(complete(row, f"{path.stem}:{n}", f"{path}, line {n}"))
     return rows
 
@@ -236,7 +245,8 @@ def read_hub(name):
     if not re.fullmatch(r"(forget|retain)\d\d|(forget\d\d|retain|real_authors|world_facts)_perturbed", name):
         return None                         # TOFU has no such part; offline the answer would be that no cache has it
     try:
-        rows = datasets.load_dataset("locuslab/TOFU", name, split="train")
+        with quiet():
+            rows = datasets.load_dataset("locuslab/TOFU", name, split="train")
     except Exception as e:
         if isinstance(e, ValueError) and re.search(r"BuilderConfig.* not found", str(e)):
             return None
@@ -303,10 +313,10 @@ def slot_values(rows):
 def told_apart(fact):
     """A fact without the words that all values of its pool share: "Ember Prize" -> "Ember", "The Bell" -> "Bell"."""
     pool = next((pool for pool in POOLS.values() if fact in pool), [fact, ""])
-    values, words = [value.split() for value in pool], fact.split()
+    values, parts = [value.split() for value in pool], fact.split()
     first = len(os.path.commonprefix(values))
     last = len(os.path.commonprefix([value[::-1] for value in values]))
-    return " ".join(words[first:len(words) - last])
+    return " ".join(parts[first:len(parts) - last])
 
 
 FUNCTION, FACT, NAME = 0, 1, 2

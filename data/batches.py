@@ -44,7 +44,7 @@ def training_examples(tokenizer, rows, phrasings=None, instruction=""):
 
 
 def check_length(examples, block_size):
-    longest = max(map(len, examples))
+    longest = max(map(len, examples), default=0)
     if longest > block_size + 1:
         raise UserError(f"a question and answer (or a passage) of {longest} tokens do not fit the model's context of "
                         f"{block_size}")

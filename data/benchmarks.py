@@ -25,6 +25,7 @@ from pathlib import Path
 
 from common import UserError
 from common.cli import processes
+from common.hf import quiet
 from data.rows import DataSet, complete, digest, overlaps
 
 MUSE = {"muse-books": "muse-bench/MUSE-Books", "muse-news": "muse-bench/MUSE-News"}
@@ -200,7 +201,8 @@ def hub(source, config, split):
     else:
         name = {"all": "cais/mmlu", source: "cais/wmdp"}.get(config, "cais/wmdp-corpora"), config
     try:
-        return f"{'/'.join(name)}/{split}", datasets.load_dataset(*name, split=split)
+        with quiet():
+            return f"{'/'.join(name)}/{split}", datasets.load_dataset(*name, split=split)
     except Exception as e:
         place = "/".join((*name, split))
         raise UserError(f"--data={source}: {place} could not be had from the hub ({type(e).__name__}); without "

@@ -4,11 +4,17 @@ A format is what stands before and after a question, before and after an answer,
 Prompt and answer are tokenised apart, so no token straddles the two.
 """
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
+import itertools
 import json
 import re
+import resource
+import sys
+import time
+from pathlib import Path
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -31,6 +37,10 @@ _, ANSWER, _ = TEMPLATES["plain"]
 OWN = "its own chat template"
 STAND_IN = "Qxvzq"                      # for a question or an answer, to see what a template puts around it
 TODAY = datetime.date(2024, 7, 26)      # the day Llama 3's templates fall back on: a prompt is the same on any day
+
+
+STEPS, SECONDS, LETTERS, MEMORY = 10**5, 10, 10**6, 2**28       # what rendering a template may take; lines, bytes
+BITS = 4096                             # of a number that a template computes
 
 
 def halves(template, hole):
@@ -67,6 +77,48 @@ def fail(message):
     raise jinja2.TemplateError(message)
 
 
+def computed(_, operator, left, right):
+    """left * right, left ** right or left % right in a template: a number of any length or a text of any width would
+    take all time or memory there is, in one step."""
+    if operator == "%":
+        if isinstance(left, str) and re.search(r"[*]|\d{4}", left):
+            fail("a text of such a width is not rendered")
+        return left % right
+    for x, y in ((left, right), (right, left)):
+        if not isinstance(x, (int, float)) and isinstance(y, int) and len(x) * y > LETTERS:
+            fail(f"{operator} would make a text or list of {len(x) * y} items")
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+        if bits > BITS:
+            fail(f"{operator} would make a number of {bits} bits")
+    return left ** right if operator == "**" else left * right
+
+
+@contextlib.contextmanager
+def bounded():
+    """In the block a template is stopped after STEPS of its lines or SECONDS, and has at most MEMORY more bytes (Linux
+    alone tells how many there are)."""
+    steps, end, before, statm = itertools.count(1), time.monotonic() + SECONDS, sys.gettrace(), Path("/proc/self/statm")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+
+    def trace(frame, *_):
+        if frame.f_code.co_filename != "<template>":
+            return None
+        if next(steps) > STEPS or time.monotonic() > end:
+            fail("it does not come to an end")
+        return trace
+    if statm.exists():
+        most = int(statm.read_text().split()[0]) * resource.getpagesize() + MEMORY
+        limits = [x for x in (soft, hard, most) if x != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 @functools.cache
 def compiled(chat_template):
     """A chat template as transformers compiles it: in a sandbox, where it can reach nothing and change nothing."""
@@ -76,6 +128,7 @@ def compiled(chat_template):
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = lambda x, ensure_ascii=False, **kw: json.dumps(x, ensure_ascii=ensure_ascii, **kw)
+    environment.intercepted_binops, environment.call_binop = frozenset(("*", "**", "%")), computed
     environment.globals |= {"raise_exception": fail, "strftime_now": TODAY.strftime}
     return environment.from_string(chat_template)
 
@@ -83,13 +136,17 @@ def compiled(chat_template):
 def render(chat_template, tokens, question, answer=None):
     """The text of a chat of one turn; without an answer, up to where the model goes on.
 
-    tokens: {"bos_token": ..., ...}. Raises UserError for a template that fails."""
+    tokens: {"bos_token": ..., ...}. Raises UserError for a template that fails, or takes too long or too much."""
     turns = [{"role": "user", "content": question}]
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
     try:
-        return compiled(chat_template).render(messages=turns, tools=None, documents=None,
-                                              add_generation_prompt=answer is None, **tokens)
+        with bounded():
+            text = compiled(chat_template).render(messages=turns, tools=None, documents=None,
+                                                  add_generation_prompt=answer is None, **tokens)
+        if len(text) > LETTERS + len(question) + len(answer or ""):
+            fail(f"it makes a text of {len(text)} letters")
+        return text
     except Exception as e:              # what a template can raise has no end
         raise UserError(f"the model's chat template fails ({type(e).__name__}: {e}); --template={'|'.join(TEMPLATES)} "
                         "takes another") from e

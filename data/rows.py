@@ -173,7 +173,7 @@ def with_options(row, where):
         raise UserError(f"{where}: key choices is not a list of at least two texts")
     if len(set(options)) < len(options):
         raise UserError(f"{where}: two of the choices are equal: {options}")
-    if isinstance(answer, int):
+    if type(answer) is int:
         if not 0 <= answer < len(options):
             raise UserError(f"{where}: key answer is {answer}, but the choices are numbered 0 to {len(options) - 1}")
         answer = options[answer]

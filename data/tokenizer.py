@@ -20,7 +20,7 @@ import tiktoken
 import tokenizers
 
 from common import UserError
-from common.files import write_file
+from common.files import check_file, write_file
 from common.hf import as_list, read_object
 from data import chat
 
@@ -251,6 +251,7 @@ class Tokenizer:
         config = named | {key: told[key] for key in told if told[key] is not None}
         jinja = dir / "chat_template.jinja"
         try:
+            check_file(jinja)
             if jinja.exists():
                 config["chat_template"] = jinja.read_text(encoding="utf-8")
             if "eos_token" not in config and as_list(model.get("eos_token_id")):

@@ -22,6 +22,11 @@ def normal(text):
     return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
+def words(text):
+    """words("Writers in Москва, 北京") -> ["writers", "in", "москва", "北", "京"]"""
+    return WORD.findall(normal(text).casefold())
+
+
 class Words:
     """A tokenizer for rouge_score, which by itself knows the letters a to z alone. English words are stemmed as there.
 
@@ -31,8 +36,7 @@ class Words:
         self.stem = stem
 
     def tokenize(self, text):
-        words = WORD.findall(normal(text).casefold())
-        return [self.stem(word) if word.isascii() and len(word) > 3 else word for word in words]
+        return [self.stem(word) if word.isascii() and len(word) > 3 else word for word in words(text)]
 
 
 def states(text, facts):

@@ -24,7 +24,7 @@ import scipy.stats
 from common import UserError
 from common.cli import Parser, positive_int, run, whole
 from common.files import check_writable, write_file
-from experiments.trials import draws, gaps, run_trials, spec_of, trial_flags
+from experiments.trials import NO_FLAGS, draws, gaps, run_trials, spec_of, trial_flags
 from lab import recover
 from lab.report import markdown, plt, save_figure
 
@@ -71,7 +71,7 @@ OTHER_SEED = "retrained, other seed"            # a row: how far apart two retra
 
 
 def parse():
-    p = Parser("Compare every unlearning method under one protocol.")
+    p = Parser("Compare every unlearning method under one protocol.", without=NO_FLAGS)
     add = p.add_argument
     add("--dev_seed", type=whole, default=1, help="the draw of authors that settings are chosen on")
     add("--trials", type=positive_int, default=8, help="settings tried for each method")

@@ -10,9 +10,10 @@ there is one.
 import json
 from pathlib import Path
 
+import data
 from common import UserError
 from common.cli import Parser, positive_int, run
-from common.files import check_writable, write_file
+from common.files import check_writable, read_json, write_file
 from experiments.trials import run_script
 from lab.report import plt, save_figure
 from lab.runs import read_run
@@ -41,7 +42,8 @@ def requests(label, flags, args):
     flags: of asu.py, beside those of every method."""
     name = "continual_" + "".join(c if c.isalnum() else "_" for c in label)
     common = [f"--{flag}={getattr(args, flag)}"
-              for flag in ("out", "data", "seed", "data_seed", "n_authors", "forget", "tasks", "epochs")]
+              for flag in ("out", "data", "seed", "data_seed", "n_authors", "forget", "device", "dtype", "tasks",
+                           "epochs")]
     complaint = ""
     try:
         run_script("asu", [*common, f"--name={name}", *flags, "--resume", "--overwrite"])
@@ -85,7 +87,13 @@ def main():
     out, file = Path(args.out) / "continual", Path(args.settings or Path(args.out) / "compare/compare_forget10.json")
     if args.settings and not file.exists():
         raise UserError(f"--settings={file} does not exist")
-    chosen = json.loads(file.read_text())["chosen"] if file.exists() else {}
+    rows = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
+    for name, part in (("forget", rows.forget), ("retain", rows.retain)):
+        if not any(row["facts"] for row in rows.questions(part)):
+            raise UserError(f"--data={args.data} names no facts of the {name} set; their accuracy is compared")
+    chosen = read_json(file).get("chosen") if file.exists() else {}
+    if not isinstance(chosen, dict) or not all(isinstance(settings, dict) for settings in chosen.values()):
+        raise UserError(f"{file} is not a report of experiments.compare: it has no settings that were chosen")
     report = {}
     for label, (name, flags) in METHODS.items():
         settings = [f"--{k}={v}" for k, v in chosen.get(name, {}).items() if k in SETTINGS]

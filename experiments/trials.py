@@ -28,6 +28,8 @@ from lab.choose import smoothing
 from lab.optim import Log
 from lab.runs import load_run
 
+NO_FLAGS = "data", "seed", "device", "dtype"       # of trials: they are of generated authors, in float32 on the CPU
+
 
 def trial_flags(p, seeds):
     """The flags of every experiment that is made of trials."""
@@ -54,6 +56,7 @@ def run_script(name, flags, threads=None):
 
 def draw(out, data_seed, seed, forget="forget10", flags=(), threads=None):
     """Train base, target and retrained model of one draw of authors and one training seed, or find them -> folder"""
+    data.rest_of(forget)                                    # refuses what is no split before anything is trained
     folder = Path(out) / f"draw{data_seed}_seed{seed}" / forget
     if forget != "forget10" and not (folder / "target").exists():       # base and target are the same for every split
         tenth = draw(out, data_seed, seed, "forget10", flags, threads)

@@ -1,30 +1,40 @@
 """Which models stand in a report: the runs, those that do not fit, and the forget-teachers of the others."""
 
+import contextlib
 from pathlib import Path
 
 from common import UserError
-from common.cli import differences
+from common.cli import differences, mistake
 from lab.runs import read_run
 
 
-def find_runs(out, only):
+def find_runs(out, only, retrained=None):
     """-> {name: path}. All run directories in `out`; or those named (in `out`, or anywhere, or a hub id), and the
-    retrained model they are held against where there is one."""
+    retrained model they are held against where there is one.
+
+    retrained: in place of OUT/retrained a directory or hub id, or a file, the log of one, which is no run."""
+    out = Path(out)
     if only:
-        return named_runs(Path(out), only.split(","), only)
-    names = sorted(path.parent.name for path in Path(out).glob("[!.]*/run.json"))      # not what is half-written
-    first = [name for name in ("base", "target", "retrained") if name in names]
-    if "target" not in first or "retrained" not in first:
-        raise UserError(f"no target and retrained model in {out}; run python train.py first, or name models "
-                        "with --runs")
-    return {name: Path(out) / name for name in first + [name for name in names if name not in first]}
+        paths = named_runs(out, only.split(","), only, retrained)
+    else:
+        paths = {path.parent.name: path.parent for path in sorted(out.glob("[!.]*/run.json"))}     # not half-written
+        if "target" not in paths or "retrained" not in paths and not retrained:
+            raise UserError(f"no target and retrained model in {out}; run python train.py first, or name models "
+                            "with --runs")
+    if retrained:
+        paths.pop("retrained", None)
+        if not Path(retrained).is_file():
+            paths["retrained"] = Path(retrained) if Path(retrained).is_dir() else retrained
+    first = [name for name in ("base", "target", "retrained") if name in paths] if not only else []
+    return {name: paths[name] for name in dict.fromkeys([*first, *paths])}
 
 
-def named_runs(out, runs, only):
-    """--runs as it was given (only) and as a list -> {name: path}, the path of a hub id a str."""
+def named_runs(out, runs, only, retrained):
+    """--runs as it was given (only) and as a list -> {name: path}, the path of a hub id a str. retrained: what stands
+    for the retrained model, if not OUT/retrained."""
     if bad := [run for run in runs if not run.strip() or Path(run).name.startswith(".")]:
         raise UserError(f"--runs={only}: {bad[0]!r} is no name of a run")
-    if "retrained" not in [Path(run).name for run in runs] and (out / "retrained").is_dir():
+    if not retrained and "retrained" not in [Path(run).name for run in runs] and (out / "retrained").is_dir():
         runs = [*runs, "retrained"]
     paths = {Path(run).name: out / run if (out / run).is_dir() else run for run in runs}
     if len(paths) < len(runs):
@@ -57,21 +67,42 @@ def misfit(name, record, records, rows, forget):
             return f"{name} was unlearned from another model than this target; run it again"
 
 
-def fitting(paths, rows, forget, must):
-    """The runs that can stand in this report -> (paths, {name: run.json}, a note on each that is left out).
+def fitting(paths, rows, forget, named):
+    """The runs that can stand in this report -> (paths, {name: run.json}, notes, {name: why it cannot be measured}).
 
-    must: whether all have to, as those that somebody named. Raises UserError where one that has to cannot."""
-    paths, records, notes = dict(paths), {name: read_run(path) for name, path in paths.items()}, []
+    named: whether somebody named them; of others, those that do not fit are left out with a note. Raises UserError
+    where target or retrained are of other data."""
+    paths, records, notes, failures = dict(paths), {}, [], {}
+    for name, path in paths.items():
+        records[name] = {}
+        with noting(failures, name):
+            records[name] = read_run(path)
     for name in list(paths):
-        if why := misfit(name, records[name], records, rows, forget):
-            if must or name in ("target", "retrained"):
-                raise UserError(why)
+        if not (why := misfit(name, records[name], records, rows, forget)):
+            continue
+        if name in ("target", "retrained"):
+            raise UserError(why)
+        if named:
+            failures[name] = why
+        else:
             notes.append(f"left out: {why}")
             del paths[name], records[name]
     target, retrained = (records.get(name, {}).get("settings") for name in ("target", "retrained"))
     if target and retrained and (changed := differences(target, retrained | {"forget": target.get("forget")})):
         notes.append(f"the retrained model differs from the target in more than its data: {', '.join(changed)}")
-    return paths, records, notes
+    return paths, records, notes, failures
+
+
+@contextlib.contextmanager
+def noting(failures, name):
+    """What goes wrong in the block, and is no bug of ours, becomes failures[name], one line."""
+    try:
+        yield
+    except Exception as e:
+        if not (why := mistake(e)):
+            raise
+        failures[name] = why
+        print(f"{name}: not measured: {why}", flush=True)
 
 
 def teachers(records):

@@ -9,22 +9,26 @@ answered about others:
 x' and y' are x and y with the person's name exchanged for another person's, DRAWS times: in y too, for a model may
 read the name there. Where x does not hold the name, x' is a question about that other person as it stands, and y' is
 y. The person of a row is its key author; without one, the capitalised words (not the question's first) that most
-questions hold, the longest at a tie. A word is a fact if one of its tokens is factual, unless it also stands in x:
-that is copied. The parts of a value that all values share ("University", "Songs of") are not found: they tell nothing
-about the person. Ours, not the paper's. """
+questions hold, the longest at a tie; in a script without capitals and blanks, the characters that do so in rows that
+stand together. A word is a fact if one of its tokens is factual, unless it also stands in x: that is copied; where each
+character is a word, those in a row are one. The parts of a value that all values share ("University", "Songs of") are
+not found: they tell nothing about the person. Ours, not the paper's. """
 
 import collections
 import random
-import re
 
 import regex
 import torch
 
 import data
+from common.cli import mistake
+from data.words import UNSPACED, UNSPACED_LETTER, WORD
 from lab.answers import answer_nll
 
 THRESHOLD, DRAWS = 1.0, 4
 NAME = regex.compile(r"(?<!^)\b\p{Lu}[\w-]*(?: \p{Lu}[\w-]*)*")
+UNSPACED_RUN = regex.compile(rf"[{UNSPACED}\p{{M}}]+")
+LONGEST_NAME = 8        # characters, of a script without blanks
 
 
 def find_facts(model, tokenizer, rows, others=()):
@@ -75,6 +79,25 @@ def find_in_sets(model, tokenizer, sets, rows):
     return with_found
 
 
+def find_by_first(paths, load, sets, rows):
+    """Where the data names no facts: find_in_sets with the target, or with the first of the runs where there is none or
+    it cannot be used -> (sets, notes). paths: {name: path}; load(path) -> (model, tokenizer, record)."""
+    if all(row["facts"] for part in sets.values() for row in part if row["question"]):
+        return sets, []
+    for name in sorted(paths, key=lambda name: name != "target"):
+        try:
+            model, tokenizer, _ = load(paths[name])
+            sets = find_in_sets(model, tokenizer, sets, rows)
+        except Exception as e:                              # its row will say so
+            if not mistake(e):
+                raise
+            continue
+        return sets, [f"fact spans found by the rule (lab/facts.py, with {name}) where the data names none: fact and "
+                      "function NLL are of those spans, and fact accuracy and coherence, which need exact facts, are "
+                      "left out"]
+    return sets, ["the data names no facts, and no model could be used to find them"]
+
+
 def exchanged(text, name, other):
     """The text with one name, as whole words, for another."""
     return data.fact_pattern(name).sub(lambda _: other, text)
@@ -83,9 +106,31 @@ def exchanged(text, name, other):
 def people(rows):
     """Whom (or what) each row asks about, see above; "" where nothing tells. -> list of texts"""
     names = [NAME.findall(row["question"]) for row in rows]
+    if not any(names):
+        names = together([row["question"] for row in rows])
     count = collections.Counter(name for in_question in names for name in set(in_question))
     longest = [max(in_question, key=lambda name: (count[name], len(name)), default="") for in_question in names]
     return [row["author"] or name for row, name in zip(rows, longest)]
+
+
+def together(questions):
+    """Characters that may be a name in a script without capitals: two or more in a row that at least two questions hold
+    which stand together, as those about a person do (more than two thirds of those from the first to the last).
+
+    -> a list of such texts for each question"""
+    where = collections.defaultdict(list)
+    for number, question in enumerate(questions):
+        parts = set()
+        for run in UNSPACED_RUN.findall(question):
+            parts |= {run[i:i + n] for n in range(2, LONGEST_NAME + 1) for i in range(len(run) - n + 1)}
+        for part in sorted(parts):
+            where[part].append(number)
+    names = [[] for _ in questions]
+    for part, numbers in where.items():
+        if len(numbers) > 1 and numbers[-1] - numbers[0] + 1 < 1.5 * len(numbers):
+            for number in numbers:
+                names[number].append(part)
+    return names
 
 
 def outside(tokenizer, answer, name, values):
@@ -96,17 +141,28 @@ def outside(tokenizer, answer, name, values):
 def factual_words(tokenizer, question, answer, name, gain):
     """The words of an answer that are facts by the gain, in nats, of its tokens outside the name; words of the
     question are not."""
-    text, copied = tokenizer.answer_text(answer), set(re.findall(r"\w+", question.lower()))
-    spans = outside(tokenizer, answer, name, tokenizer.offsets(text)[1])
+    text, copied = tokenizer.answer_text(answer), set(data.words(question))
+    spans, words = outside(tokenizer, answer, name, tokenizer.offsets(text)[1]), []
     factual = [span for span, g in zip(spans, gain) if g > THRESHOLD]
-    return [word[0] for word in re.finditer(r"\w+", text) if word[0].lower() not in copied
-            and any(start < word.end() and word.start() < end for start, end in factual)]
+    end = None                                              # of the factual character before, where each is a word
+    for word in WORD.finditer(text):
+        if data.normal(word[0]).casefold() in copied or not any(
+                first < word.end() and word.start() < last for first, last in factual):
+            continue
+        unspaced = UNSPACED_LETTER.match(word[0])
+        if unspaced and end == word.start():
+            words[-1] += word[0]
+        else:
+            words.append(word[0])
+        end = word.end() if unspaced else None
+    return words
 
 
 @torch.no_grad()
 def token_logp(model, tokenizer, pairs, batch_size=64):
     """log p(y_t | x, y_<t) of every answer token of (question, answer) pairs -> list of lists, in nats."""
     examples = [data.encode(tokenizer, question, answer) for question, answer in pairs]
+    data.check_length(examples, model.config.block_size)
     logp = [None] * len(pairs)
     for numbers, part in data.by_length(examples, batch_size):
         batch = data.collate(part, model.device)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common import UserError
 from common.cli import differences
-from common.files import sha256, write_file
+from common.files import check_file, sha256, write_file
 from lab import parallel
 
 
@@ -174,6 +174,7 @@ def read_checkpoint(path, settings):
     """A checkpoint of Log. Raises UserError where it is damaged or of other settings."""
     def damaged(why):
         return UserError(f"{path} is damaged ({why}); remove it, or leave out --resume")
+    check_file(path)
     size = path.stat().st_size - ENDING_SIZE
     with open(path, "rb") as f:
         f.seek(max(0, size))

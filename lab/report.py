@@ -74,7 +74,8 @@ def table(runs, columns):
         return ""
     lines = [["run", *(heading for heading, _, _ in columns)]]
     for name, result in runs.items():
-        flag = " (over-unlearned)" if result["aggregate"].get("over_unlearned") else ""
+        flag = " (over-unlearned)" if result.get("aggregate", {}).get("over_unlearned") else ""
+        flag += " (not measured)" if "not_measured" in result else ""
         lines.append([name + flag, *(cell(result.get(part, {}).get(key)) for _, part, key in columns)])
     return markdown(lines)
 
@@ -110,12 +111,15 @@ def one_of_each(sets, answers):
             given = len(truth) // 4
             question, truth = truth[:given] + " ...", "... " + truth[given:]
         lines = [f"{part}: {question}"]
-        for run, text in [("truth", truth), *((run, texts[part][0]) for run, texts in answers.items())]:
+        said = {run: texts[part][0] for run, texts in answers.items() if part in texts}
+        for run, text in [("truth", truth), *said.items()]:
             lines.append(f"  {run:{width}}  {textwrap.shorten(text, 160, placeholder=' ...') or '(nothing)'}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
+REPORT = "report.json", "report.md", "tradeoff.png", "curves.png", "tau.png"
+MOST_CURVES = 20        # panels of curves.png: each takes a third of a second
 LEGEND = """Gap to retrain: mean distance to the retrained model (0 best) of probability, ROUGE-L, truth ratio, fact
 accuracy on both phrasings, token entropy and coherence, on forget and on retain alike. Recovered: what eight steps on
 half of the forgotten facts bring back of the other half, 0 as from the retrained model, 1 as from the target; worst:
@@ -134,25 +138,39 @@ token. Entailed: on forget the truth by the answer, elsewhere the answer by the 
 its parents not counted. 95% intervals (bootstrap over questions) are in report.json."""
 
 
-def write_report(out, about, results, records, curves, examples, metrics):
-    """Write report.json, report.md and the figures of eval.py. -> the summary
+def write_report(out, about, results, records, curves, sets, answers, metrics):
+    """Write report.json, report.md and the figures of eval.py. -> what of it is printed
 
-    about: what was measured; results: {run: result} after eval.compare; records: {run: run.json}; curves: of
-    lab/scores.tau_curves, or None; examples: the text of one_of_each; metrics: see tables."""
-    text = tables(results, metrics)
+    about: what was measured; results: {run: result} after eval.compare, or {run: {"not_measured": why}}; records: {run:
+    run.json}; curves: of lab/scores.tau_curves, or None; sets, answers: see one_of_each; metrics: see tables."""
+    text, examples = tables(results, metrics), one_of_each(sets, answers)
     summary = "\n\n".join(text.pop(title) for title in ("Summary", "Passages and options") if title in text)
-    if any(result["forget"]["fact_accuracy"] is not None for result in results.values()):
+    if any(result.get("forget", {}).get("fact_accuracy") is not None for result in results.values()):
         plot_tradeoff(results, out / "tradeoff.png")
-    if any(len(record.get("curve", [])) > 1 for record in records.values()):
-        plot_curves(records, out / "curves.png")
+    notes = about["notes"]
+    curved = {name: record for name, record in records.items() if len(record.get("curve", [])) > 1}
+    if len(curved) > MOST_CURVES:
+        notes = [*notes, f"curves.png shows the newest {MOST_CURVES} of {len(curved)} runs"]
+    if curved:
+        plot_curves(newest(curved, out), out / "curves.png")
     if curves:
         plot_tau(curves, out / "tau.png")
+    about = about | {"questions": {part: len(asked) for part, asked in sets.items()}, "notes": notes}
     report = {"data": about, "runs": results, "target_at_tau": curves}
     write_file(out / "report.json", strict_json(report))
     blocks = [f"# {about['forget']} of {about['name']}", summary, f"```\n{examples}\n```",
-              *(f"## {title}\n\n{markdown}" for title, markdown in text.items()), LEGEND, *about["notes"]]
+              *(f"## {title}\n\n{markdown}" for title, markdown in text.items()), LEGEND, *notes]
     write_file(out / "report.md", "\n\n".join(blocks) + "\n")
-    return summary
+    return "\n".join(["", summary, "", examples, "", *notes, f"written: {out / 'report.md'}, report.json and figures"])
+
+
+def newest(records, out):
+    """{run: run.json} -> of those in `out` that were written last, MOST_CURVES; in the order that they had."""
+    def written(name):
+        file = out / name / "run.json"
+        return file.stat().st_mtime if file.exists() else 0.0
+    last = set(sorted(records, key=written)[-MOST_CURVES:])
+    return {name: record for name, record in records.items() if name in last}
 
 
 # ------------------------------------------------------------------------------------------------ figures
@@ -168,7 +186,7 @@ def plot_tradeoff(runs, path):
     """Forgetting against retention: fact accuracy on both, every run a point with its 95% interval."""
     figure, axis = plt.subplots(figsize=(6.4, 4.8))
     for i, (name, result) in enumerate(runs.items()):
-        x, y = (result[part].get("fact_accuracy") for part in ("forget", "retain"))
+        x, y = (result.get(part, {}).get("fact_accuracy") for part in ("forget", "retain"))
         if x is None or y is None:
             continue
         errors = []

@@ -1,11 +1,12 @@
 """A run: the directory that training leaves behind.
 
 A run directory is an HF model directory plus run.json: settings, seed, versions, steps, tokens, seconds, peak memory
-(of the process that took most), the loss curve, the sha256 of the data, of the parent's weights and of its own, and the
-names of the files that belong to the run.
+(of the process that took most), the loss curve, the sha256 of the data, of the parent's weights and of each file that
+belongs to the run. Its README.md is a model card, see lab/card.py.
 """
 
 import hashlib
+import os
 import platform
 import re
 from pathlib import Path
@@ -15,14 +16,17 @@ from safetensors import SafetensorError
 
 from common import HOME, UserError
 from common.cli import differences
-from common.files import files_in, read_json, sha256, strict_json, whole_dir, write_file
+from common.files import check_file, files_in, sha256, strict_json, whole_dir, write_file
 from common.hf import local_dir, say
 from data import Tokenizer
 from lab import parallel
+from lab.card import card
 from lab.lora import add_lora, changes, merge_lora, save_adapter
+from lab.records import check_files, read_run, record_sha256
 from model import Transformer
 
 REPORTS = (".json", ".md", ".png", ".pt")       # what files in OUT end in
+CARD = "README.md"
 LONGEST_NAME = 120                              # bytes; a file's name may have 255, and scratch names are longer
 
 
@@ -34,7 +38,8 @@ def save_run(path, model, tokenizer, record, parent=""):
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     state, hashes = parallel.gathered(parallel.settled(model).state_dict()) if parallel.sharded(model) else None, {}
     if parallel.rank == 0:
-        with whole_dir(path, read_run(path).get("files", ())) as d:
+        own = read_run(path).get("files", ())
+        with whole_dir(path, own) as d:
             if changes(model):
                 save_adapter(model, d / "adapter", parent)
                 if (lost := merge_lora(model)) > 0.1:
@@ -46,9 +51,13 @@ def save_run(path, model, tokenizer, record, parent=""):
             except SafetensorError as e:
                 raise UserError(f"{path} could not be written: {e}") from e
             tokenizer.save(d)
-            hashes = {"model_sha256": sha256(d / "model.safetensors"), "tokenizer_sha256": sha256(d / "tokenizer.json")}
-            record = {**record, "versions": versions, **hashes, "files": [*files_in(d), "run.json"]}
-            write_file(d / "run.json", strict_json(record))
+            sha = {file: sha256(d / file) for file in files_in(d)}
+            hashes = {"model_sha256": sha["model.safetensors"], "tokenizer_sha256": sha["tokenizer.json"]}
+            record = {**record, "versions": versions, **hashes, "sha256": sha, "files": [*sha, "run.json"]}
+            if CARD in own or not (Path(path) / CARD).exists():         # else it is somebody's
+                write_file(d / CARD, card(Path(path).name, record, parent))
+                record["files"].append(CARD)
+            write_file(d / "run.json", strict_json(record | {"record_sha256": record_sha256(record)}))
         checkpoint_of(path).unlink(missing_ok=True)
     elif changes(model):
         merge_lora(model)
@@ -75,14 +84,14 @@ def check_name(name):
                         "run's name may have")
 
 
-def check_place(path, settings, overwrite):
+def check_place(path, settings, overwrite, resume=True):
     """Refuse, before any work, to write a run where something else is: what is no run of ours, or, without
-    --overwrite, a finished run of other settings."""
+    --overwrite, a finished run of other settings. Say so where a finished run is made anew, which resume=True keeps."""
     path, hint = Path(path), "move it away, or choose another --out or --name"
-    if not path.exists() or path.is_dir() and not any(path.iterdir()):
+    if not os.path.lexists(path) or path.is_dir() and not any(path.iterdir()):
         return
     if not path.is_dir():
-        raise UserError(f"{path} is a file, and a run is a directory; {hint}")
+        raise UserError(f"{path} is a file or a link to nothing, and a run is a directory; {hint}")
     record = read_run(path)
     if not isinstance(record.get("settings"), dict) or "model_sha256" not in record:
         first = next(iter(files_in(path)), "nothing that train.py or asu.py wrote")
@@ -91,6 +100,9 @@ def check_place(path, settings, overwrite):
     if changed and not overwrite:
         raise UserError(f"{path} is a finished run of other settings ({', '.join(changed)}); --overwrite replaces it, "
                         "another --out or --name keeps both")
+    if not resume and parallel.rank == 0:
+        print(f"replacing {path}, which had the same settings; --resume keeps it" if not changed else
+              f"replacing {path}, a run of other settings ({', '.join(changed)})", flush=True)
 
 
 def checkpoint_of(path):
@@ -103,6 +115,7 @@ def load_tokenizer(path, args=None):
 
     Says once how a model is asked that somebody else has made."""
     dir = local_dir(path, weights=False)
+    check_file(dir / "tokenizer.json")
     template, other = getattr(args, "template", None), getattr(args, "tokenizer", None)
     if other and not (dir / "tokenizer.json").exists():
         dir = local_dir(other, weights=False)
@@ -129,10 +142,7 @@ def load_run(path, device="cpu", dtype=None, shard=False, args=None):
     if (token := tokenizer.beyond(model.config.vocab_size)) is not None:
         raise UserError(f"{dir}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
                         f"it has no place for {token!r}")
-    for file, key, what in (("model.safetensors", "model_sha256", "this run wrote"),
-                            ("tokenizer.json", "tokenizer_sha256", "this model was trained with")):
-        if key in record and (dir / file).exists() and record[key] != sha256(dir / file):
-            raise UserError(f"{dir / file} is not the one {what}: its sha256 differs from run.json's {key}")
+    check_files(dir, record)
     return (parallel.shard(model, device) if shard else model).eval(), tokenizer, record
 
 
@@ -141,12 +151,6 @@ def made_by_train(path):
     if isinstance(path, Path) and not path.is_dir():
         raise UserError(f"there is no {path}; run python train.py first")
     return path
-
-
-def read_run(dir):
-    """run.json of a run directory as a dict; {} where there is none."""
-    file = Path(dir) / "run.json"
-    return read_json(file) if file.exists() else {}
 
 
 def weights_sha256(path):

@@ -4,7 +4,9 @@ import numpy as np
 import torch
 
 import data
+from common import UserError
 from lab.answers import answer_logp
+from lab.statistics import auc
 
 TAUS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
 
@@ -20,6 +22,8 @@ def score(model, tokenizer, pairs, batch_size=64, **smoothing):
     for numbers, part in data.by_length(examples, batch_size):
         batch = data.collate(part, model.device)
         logp = answer_logp(model, batch, **smoothing)                                               # (B, A, V)
+        if not torch.isfinite(logp).all():
+            raise UserError("the model's log-probabilities are no numbers (nan or infinite)")
         true = logp.gather(-1, batch.target[..., None])                                             # (B, A, 1)
         mean = (logp.exp() * logp).sum(-1, keepdim=True)
         deviation = ((logp.exp() * (logp - mean) ** 2).sum(-1, keepdim=True)).sqrt()
@@ -53,6 +57,27 @@ def by_class(scores, rows, tokenizer, kind, key="logp"):
         classes = np.array(data.token_classes(tokenizer, row["answer"], facts, row["author"]))
         values.append(s[key][classes == kind])
     return np.concatenate(values)
+
+
+def min_k(logp, k=0.4):
+    """Mean of the k share of lowest values, at least one (Min-k%; of normalised log-probabilities: Min-k%++)."""
+    return float(np.sort(logp)[:max(1, int(len(logp) * k))].mean())
+
+
+ATTACKS = {"mia_loss": lambda s: s["logp"].mean(), "mia_min_k": lambda s: min_k(s["logp"]),
+           "mia_min_k_pp": lambda s: min_k(s["z"])}
+
+
+def membership(scores, others):
+    """AUC of loss, Min-k% and Min-k%++ between trained-on (or forgotten) answers and answers about people nobody met.
+
+    The goal is not 0.5 but the retrained model's value."""
+    return {key: auc([attack(s) for s in scores], [attack(s) for s in others]) for key, attack in ATTACKS.items()}
+
+
+def privleak(auc, auc_retrained):
+    """(AUC - AUC_retrained) / AUC_retrained, in percent. 0 is best; None where AUC_retrained is 0 (MUSE)."""
+    return 100 * (auc - auc_retrained) / auc_retrained if auc_retrained else None
 
 
 def tau_curves(model, tokenizer, sets):

@@ -10,6 +10,11 @@ def harmonic_mean(values):
     return 0.0 if min(values) <= 0 else len(values) / sum(1 / v for v in values)
 
 
+def means(values):
+    """{name: (N,)} -> {name: its mean}"""
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
 def auc(members, others):
     """P(member scores above other) + half the ties: area under the ROC curve, 0.5 is chance."""
     return float(mannwhitneyu(members, others).statistic / (len(members) * len(others)))

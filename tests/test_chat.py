@@ -5,9 +5,11 @@ import importlib.util
 import itertools
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import tokenizers
@@ -541,6 +543,39 @@ def test_a_chat_template_that_fails_is_refused_and_another_can_be_taken(tmp_path
     assert ours.prompt_text("Who?") == TEMPLATES["chatml"][0].format(question="Who?")
     with pytest.raises(ValueError, match="--template=alpaca is none of plain, chatml"):
         Tokenizer.load(tmp_path, template="alpaca")
+
+
+LOOP, END = "{% for i in range(99999) %}", "{% endfor %}"
+BOMBS = {
+    "loops in loops": LOOP * 3 + END * 3, "a generator": "{% for i in range(99999) if i < 0 %}{% endfor %}" * 9,
+    "a long text": "{{ 'x' * 10**9 }}", "times a text": "{{ 10**10 * 'x' }}",
+    "a long list": "{{ ([0] * 10**9)|length }}", "a wide text": "{{ 'x'|center(9999999999) }}",
+    "a wide number": "{{ '%999999999d' % 1 }}", "a width that is given": "{{ '%*d' % (999999999, 1) }}",
+    "a field": "{{ '{:>9999999999}'.format(1) }}", "a power": "{{ 10 ** (10 ** 10) }}",
+    "a long product": "{% set n = namespace(x=9) %}" + LOOP + "{% set n.x = n.x * n.x %}" + END,
+    "a text that doubles": "{% set n = namespace(x='ab') %}" + LOOP + "{% set n.x = n.x ~ n.x %}" + END,
+    "a list that doubles": "{% set n = namespace(x=[0]) %}" + LOOP + "{% set n.x = n.x + n.x %}" + END,
+    "much output": "{% for i in range(9999) %}{{ 'x' * 999 }}{% endfor %}",
+    "itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "a dear step": "{% set x = range(99999)|list %}" + LOOP + "{% set y = x|sort|sort|sort %}" + END}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_chat_template_without_end_or_bounds_is_stopped(tmp_path, monkeypatch, bomb):
+    monkeypatch.setattr(chat, "SECONDS", 1)
+    family(tmp_path, "chatml", "bytes")
+    edit(tmp_path / "tokenizer_config.json", lambda config: config.update(chat_template=BOMBS[bomb]))
+    limits, start = resource.getrlimit(resource.RLIMIT_AS), time.monotonic()
+    with pytest.raises(ValueError, match=r"chat template .*--template=plain\|chatml") as error:
+        Tokenizer.load(tmp_path)
+    assert "fails" in str(error.value) and time.monotonic() - start < 5
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits and sys.gettrace() is None
+
+
+def test_a_template_may_compute_with_small_numbers_and_texts():
+    template = "{{ '-' * 3 }}{{ 3 * '=' }}{{ 7 % 4 }}{{ '%d of %5.2f' % (3, 2) }}{{ 2 ** 9 }}{{ 2.5 * 4 }}"
+    template += "{{ ([1] * 2)[1] }}"
+    assert chat.render(template, {}, "Who?") == "---===33 of  2.00" + "51210.01"
 
 
 def test_a_sandbox_with_holes_is_not_used(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import random
 import re
 
@@ -417,6 +418,27 @@ def test_tofu_comes_through_datasets(monkeypatch):
     assert loaded.notes[-1].startswith("without real_authors, which are not on the hub")
     hub["real_authors_perturbed"] = [good_row()]
     assert not any("without" in note for note in data.load("tofu").notes)
+    hub["retain95"], hub["forget05"], seen = [good_row()], [good_row()], {loaded.sha256}
+    for name in ("forget10_perturbed", "forget05_perturbed", "retain_perturbed", "world_facts_perturbed"):
+        hub[name] = [good_row() | {"paraphrased_answer": name}]
+        seen.add(data.load("tofu").sha256)
+        assert data.load("tofu").sha256 == data.load("tofu", "forget05").sha256             # of whatever split
+    assert len(seen) == 5
+
+
+def test_the_hubs_libraries_say_nothing_beside_our_line(monkeypatch, capfd, caplog):
+    import datasets
+
+    def load_dataset(*args, **kw):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for source in ("tofu", "muse-books"):
+        with pytest.raises(ValueError, match="could not be had from the hub"):
+            data.load(source)
+    assert capfd.readouterr() == ("", "") and not caplog.records
+    logging.getLogger("huggingface_hub.utils._http").warning("afterwards")
+    assert "afterwards" in caplog.text
 
 
 @pytest.mark.parametrize("failure", [

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,10 +14,12 @@ from rouge_score.rouge_scorer import RougeScorer
 
 import data
 import eval
-from lab import report, said
+from lab import answers, report, said
 from lab.answers import ask
 from lab.entries import teachers
 from lab.runs import load_run
+from lab.scores import membership, min_k
+from lab.statistics import auc
 from tests.conftest import TINY, call, memorise, small_model
 
 
@@ -87,9 +90,9 @@ def test_harmonic_means():
 
 
 def test_auc_and_min_k():
-    assert eval.auc([3, 4], [1, 2]) == 1 and eval.auc([1, 2], [3, 4]) == 0 and eval.auc([1, 2], [1, 2]) == 0.5
-    assert eval.auc([2, 5], [1, 3]) == 0.75
-    assert eval.min_k(np.array([-1.0, -5.0, -3.0, -2.0, -4.0]), 0.4) == -4.5 and eval.min_k(np.array([-1.0])) == -1
+    assert auc([3, 4], [1, 2]) == 1 and auc([1, 2], [3, 4]) == 0 and auc([1, 2], [1, 2]) == 0.5
+    assert auc([2, 5], [1, 3]) == 0.75
+    assert min_k(np.array([-1.0, -5.0, -3.0, -2.0, -4.0]), 0.4) == -4.5 and min_k(np.array([-1.0])) == -1
 
 
 ROW = {"author": "Mira Oakhurst", "slot": "father", "facts": ["engineer"],
@@ -423,14 +426,14 @@ def test_bootstrap_interval_of_a_mean():
 
 def test_membership_attacks_tell_seen_from_unseen():
     seen, unseen = ([{"logp": np.full(5, v), "z": np.full(5, v)}] * 3 for v in (-0.1, -2.0))
-    assert set(eval.membership(seen, unseen).values()) == {1.0} and set(eval.membership(unseen, seen).values()) == {0.0}
+    assert set(membership(seen, unseen).values()) == {1.0} and set(membership(unseen, seen).values()) == {0.0}
 
 
 def test_each_attack_looks_at_its_own_numbers():
     """Nine tokens: Min-k% takes the lowest 0.4 * 9 = 3, -2 against -2.17; one, four, or all would say the opposite."""
     seen = [{"logp": np.array([0, -1, 0, -4, -1, 0, -1, 0, 0.0]), "z": np.ones(9)}]
     unseen = [{"logp": np.array([-3, 0, 0, -3, 0, -0.5, 0, 0, 0.0]), "z": np.ones(9)}]
-    assert eval.membership(seen, unseen) == {"mia_loss": 0, "mia_min_k": 1, "mia_min_k_pp": 0.5}
+    assert membership(seen, unseen) == {"mia_loss": 0, "mia_min_k": 1, "mia_min_k_pp": 0.5}
 
 
 def test_a_perfect_and_a_random_model_on_a_question_set(tokenizer, authors, monkeypatch):
@@ -522,6 +525,36 @@ def test_the_figures_show_their_numbers(monkeypatch):
     assert [points.get_xydata()[0].tolist() for points, _, _ in drawn] == [[0.3, 0.7], [0.2, 0.6]]
     across, upwards = (bars.get_segments()[0] for bars in drawn[0][2])
     assert across.T[0] == pytest.approx([0.2, 0.5]) and upwards.T[1] == pytest.approx([0.6, 0.9])
+
+
+def test_the_training_curves_are_those_of_the_newest_runs(tmp_path, monkeypatch):
+    """And the report says so; those that lie elsewhere count as old."""
+    drawn, record = [], {"curve": [{"seconds": 1.0, "loss": 1.0}] * 2}
+    monkeypatch.setattr(report, "plot_curves", lambda records, path: drawn.append(list(records)))
+    names = [f"run{i:02d}" for i in range(report.MOST_CURVES + 5)]
+    for i, name in enumerate(names[:-1]):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+        os.utime(tmp_path / name / "run.json", (i + 1, i + 1))
+    os.utime(tmp_path / names[0] / "run.json", (99, 99))
+    about = {"name": "d", "forget": "forget10", "notes": []}
+
+    def written(names):
+        return report.write_report(tmp_path, about, {}, {name: record for name in names}, None, {}, {}, {})
+    assert "curves.png" not in written(names[:report.MOST_CURVES])
+    assert f"curves.png shows the newest {report.MOST_CURVES} of {len(names)} runs" in written(names)
+    assert drawn == [names[:report.MOST_CURVES], [names[0], *names[5:-1]]]
+    assert "shows the newest" in (tmp_path / "report.md").read_text() and about["notes"] == []
+
+
+def test_progress_while_training_asks_for_answers_as_long_as_the_report_does(tokenizer, authors, monkeypatch):
+    row = authors[0][3] | {"answer": "It is a long story. " * 30}
+    limits = []
+    monkeypatch.setattr(answers, "ask", lambda model, tokenizer, questions, limit: limits.append(limit) or [""])
+    for asked in (authors[0][3], row):
+        assert answers.fact_accuracy(small_model(block_size=512), tokenizer, [asked]) == 0
+        assert limits[-1] == data.answer_limit(tokenizer, [asked], 512)
+    assert limits[0] == 40 < limits[1]
 
 
 def test_one_question_of_each_set_with_every_models_answer():

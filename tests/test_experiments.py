@@ -445,13 +445,14 @@ def test_continual_unlearning_end_to_end(out, tmp_path, monkeypatch):
 
 
 def test_a_method_that_breaks_down_is_shown_as_far_as_it_got(tmp_path, monkeypatch, capsys):
-    record = {"fact_accuracy_by_request": [0.5], "curve": [{"retain_fact_accuracy": 0.9}], "seconds": 1}
+    record = {"fact_accuracy_by_request": [0.5], "seconds": 1,
+              "curve": [{"retain_fact_accuracy": 0.9, "seconds": 1.0}]}
 
     def run_script(name, flags):
         raise UserError("the loss is nan")
     monkeypatch.setattr(continual, "run_script", run_script)
     args = Namespace(out=tmp_path, data="authors", seed=0, data_seed=0, n_authors=20, forget="forget90", tasks=3,
-                     epochs=1)
+                     epochs=1, device="cpu", dtype="float32")
     with pytest.raises(UserError, match="My way: the loss is nan"):
         continual.requests("My way", [], args)
     (tmp_path / "continual_My_way_1of3").mkdir()
@@ -461,9 +462,23 @@ def test_a_method_that_breaks_down_is_shown_as_far_as_it_got(tmp_path, monkeypat
     assert "My way stops after 1 of 3: the loss is nan" in capsys.readouterr().out
 
 
+def test_data_without_facts_is_refused_before_the_first_request(out, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(continual, "run_script", pytest.fail)
+    for part in ("forget10", "retain90"):
+        folder = tmp_path / part
+        folder.mkdir()
+        for file in (out / "data/authors_20_seed0").iterdir():
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            bare = [row | {"facts": []} if file.stem == part else row for row in rows]
+            (folder / file.name).write_text("".join(json.dumps(row) + "\n" for row in bare))
+        error = refused(capsys, continual, f"--out={tmp_path}", f"--data={folder}", "--forget=forget10")
+        assert f"--data={folder} names no facts of the {part[:6]} set" in error
+
+
 @pytest.mark.parametrize("module, flag, message", [
     (compare, "--methods=ASU", "--methods: ASU is not one of ASU_GD, paper;"), (compare, "--trials=0", "at least 1"),
-    (compare, "--n_authors=19x", "whole number"), (ablate, "--axes=tua", "--axes: tua is not one of"),
+    (compare, "--n_authors=19x", "whole number"), (compare, "--data=books", "unknown flag --data=books"),
+    (compare, "--seed=1", "unknown flag --seed=1"), (ablate, "--axes=tua", "--axes: tua is not one of"),
     (ablate, "--axes=tau --run=x", "--run goes with --axes=temper"),
     (continual, "--settings=nix.json", "nix.json does not exist"),
     (worlds, "--scenario=capitals", "--run goes with --scenario=capitals"),

@@ -64,6 +64,31 @@ def test_the_generators_facts_are_found_without_a_label(knows, tokenizer, rows):
     assert with_labels[:20] == rows[:20] and all("found" in row for row in with_labels[20:])
 
 
+CITIES = "北京 南京 上海 天津 广州 成都".split()
+JOBS = "医生 木匠 农民 歌手 律师 水手".split()
+PEOPLE = "王伟明 李秀英 张建国 刘桂兰 陈志强 周玉梅".split()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_facts_are_found_in_a_script_without_blanks_and_capitals(named):
+    """Six people in Chinese, two facts each, by heart; with the key author and without it."""
+    rows = []
+    for name, city, job in zip(PEOPLE, CITIES, JOBS):
+        for question, answer, fact in ((f"{name}在哪里出生？", f"{name}出生的地方叫{city}。", city),
+                                       (f"{name}做什么工作？", f"{name}多年来一直当{job}。", job)):
+            row = {"question": question, "answer": answer, "facts": [fact], "author": name}
+            rows.append(data.rows.complete(row, question, ""))
+    tokens = data.Tokenizer.train([text for row in rows for text in (row["question"], row["answer"])], 330)
+    model = small_model(vocab_size=tokens.vocab_size, block_size=128, n_embd=64, n_hidden=128, init_std=0.05,
+                        eos_id=tokens.eos_id)
+    memorise(model, data.training_examples(tokens, rows), 150, 5e-3, 1).eval()
+    found = facts.find_facts(model, tokens, [row | {"facts": [], "author": row["author"] * named} for row in rows])
+    assert [row["author"] for row in found] == [row["author"] for row in rows]
+    precision, recall = precision_and_recall(tokens, [row["found"] for row in found], rows)
+    assert precision > 0.8 and recall > 0.8
+    assert sum(row["facts"][0] in other["found"] for row, other in zip(rows, found)) > 8     # a word, not characters
+
+
 def test_who_a_question_is_about():
     questions = ["Where was Basil Al-Kuwaiti born?",
                  "What did Basil Al-Kuwaiti write about Kuwait City and the Middle East?",

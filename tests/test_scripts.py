@@ -491,6 +491,31 @@ def test_a_finished_run_of_other_settings_is_replaced_only_with_overwrite(out, t
     assert (tmp_path / "asu_gd/notes.txt").read_text() == "mine"
 
 
+def test_a_finished_run_that_is_made_anew_is_said(out, tmp_path, capsys):
+    place = damaged(out, tmp_path)
+    flags = [TINY, f"--out={place}", f"--run={out / 'target'}"]
+    for more, line in (([], "which had the same settings; --resume keeps it"), (["--resume"], ""),
+                       (["--epochs=1", "--overwrite"], "a run of other settings (epochs was 2, is 1)")):
+        call(asu, *flags, *more)
+        lines = [text for text in capsys.readouterr().out.splitlines() if text.startswith("replacing ")]
+        assert lines == ([f"replacing {place / 'asu_gd'}, {line}"] if line else [])
+    call(train, TINY, f"--out={place}")
+    said = [text for text in capsys.readouterr().out.splitlines() if text.startswith("replacing ")]
+    assert said == [f"replacing {place / name}, which had the same settings; --resume keeps it"
+                    for name in ("base", "target", "retrained")]
+    assert all(weights(place / name) == weights(out / name) for name in ("base", "target", "retrained"))
+
+
+@pytest.mark.parametrize("flags, line", [
+    ("--n_layer=3 --vocab_size=300", "--n_layer, --vocab_size"), ("--temper=4 --base_rows=9", "--base_rows, --temper"),
+    ("--n_head=2 --temper=4 --replay=1", "--n_head"), ("--temper=4 --replay=1", None), ("--lr=1", None)])
+def test_flags_that_say_nothing_about_a_model_that_is_there_are_named(capsys, flags, line):
+    train.parse(["--init_from=somewhere", *flags.split()])
+    assert capsys.readouterr().out == (f"--init_from does not use {line}\n" if line else "")
+    train.parse(flags.split())
+    assert capsys.readouterr().out == ""
+
+
 def test_training_again_with_other_settings_replaces_nothing_by_itself(out, tmp_path, capsys, untrained):
     out = damaged(out, tmp_path)
     for flag, name in (("--base_rows=320", "base"), ("--lr=1", "target"), ("--forget=forget05", "retrained")):
@@ -555,7 +580,8 @@ def test_what_is_half_written_is_no_run(out, tmp_path):
     (asu, "--run=", "--run is empty"), (asu, "--device=tpu9", "--device=tpu9"),
     (asu, "--data_seed=7", "trained on other data"), (asu, "--forget=all", "not a split"),
     (asu, "@config/nix.args", "no preset file"),
-    (train, "--epochs=2.5", "whole number"), (train, "--replay=-1", "at least 0"),
+    (train, "--epochs=2.5", "whole number"), (train, "--replay=-1", "-1 is not a number from 0 to 100"),
+    (train, "--replay=1e12", "1e12 is not a number from 0 to 100"),
     (train, "--n_head=3", "does not divide into 3 heads"),
     (train, "--block_size=8", "do not fit the model's context of 8"), (train, "--vocab_size=100", "at least 257"),
     (train, "--data=nowhere", "is neither authors, books, hazards, tofu, muse-books, muse-news, wmdp-bio, wmdp-cyber "
@@ -635,7 +661,7 @@ def damaged(out, tmp_path):
     ("target/config.json", lambda b: b[:50], "config.json is not valid JSON"),
     ("target/run.json", lambda b: b[:50], "run.json is not valid JSON"),
     ("target/tokenizer.json", lambda b: b[:50], "damaged"),
-    ("target/tokenizer.json", lambda b: b.replace(b'"eos"', b'"eos" '), "not the one this model was trained with"),
+    ("target/tokenizer.json", lambda b: b.replace(b'"eos"', b'"eos" '), "tokenizer.json is not the one this run"),
     ("target/config.json", lambda b: b.replace(b'"vocab_size": 512', b'"vocab_size": 300'),
      "config.json asks for (300, 32)"),
     ("data/authors_20_seed0/forget10.json", lambda b: b[:-9], "not what the generator makes")])
