@@ -17,8 +17,6 @@ HOSTILE = {         # what stands at the top of the submitted file -> what the g
     "all the memory": ("x = [bytearray(2**34)]", "it cannot be imported: MemoryError"),
     "reading the reference": (f"try:\n    open({str(HOME / 'asu.py')!r}).read()\nexcept OSError:\n    pass",
                               "it read the reference"),
-    "a look around": (f"import os\ntry:\n    os.listdir({str(HOME)!r})\nexcept OSError:\n    pass",
-                      "it read the reference"),
     "writing into the grader": (f"try:\n    open({str(HOME / 'course/test_p1.py')!r}, 'a')\nexcept OSError:\n    pass",
                                 "it wrote into the grader's folder"),
     "changing the tests": ("try:\n    open('course/checking.py', 'w')\nexcept OSError:\n    pass", "it wrote a file"),
