@@ -290,7 +290,8 @@ def test_a_probe_finds_values_that_stand_in_a_residual_stream_and_no_others(lab_
 def test_membership_tells_the_targets_people_and_hardly_the_retrained_models(attacked):
     target, retrained = attacked("membership")
     assert min(known["auc"] for known in target.values()) > 0.9
-    assert all(0.3 < known["auc"] < 0.7 for known in retrained.values())
+    found = {key: known["auc"] for key, known in retrained.items()}         # of two people: chance is wide
+    assert 0.2 < min(found.values()) and max(found.values()) < 0.8, found
 
 
 @pytest.mark.slow
