@@ -268,6 +268,8 @@ def test_rows_without_facts_are_refused(analyzed, tmp_path, capsys):
     copy = shutil.copytree(analyzed, tmp_path / "out")
     sha = data.load(str(folder), n_authors=20).sha256
     for file in copy.glob("*/run.json"):                                    # as if trained on these rows
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"data_sha256": sha}))
+        record = json.loads(file.read_text()) | {"data_sha256": sha}
+        record.pop("record_sha256")
+        file.write_text(json.dumps(record))
     assert "rows whose answers state facts (key facts) are needed" in refused(
         capsys, analyze, TINY, f"--out={copy}", f"--data={folder}")

@@ -152,5 +152,5 @@ def test_a_model_that_is_not_there_at_all(out, tmp_path, capsys, script):
     """A hub id without network, a file, a directory of something else."""
     for place in ("/etc/passwd", str(out / "data")):
         flags = [f"--run={place}", "--name=new"] if script is asu else [f"--runs={place}"]
-        error = refused(capsys, script, TINY, f"--out={out}", *flags)
+        error = refused(capsys, script, TINY, f"--out={tmp_path}", *flags)
         assert place in error

@@ -126,7 +126,7 @@ def test_only_the_phrasings_that_are_trained_on_choose_heads_and_tau(model, toke
     rows, seen = authors[0][:20], []
     dataset = types.SimpleNamespace(retain=authors[0][20:], holdout=authors[1])
     monkeypatch.setattr(choose, "choose_heads", lambda model, tokenizer, rows, tau, layers: seen.append(rows))
-    monkeypatch.setattr(choose, "tau_auto", lambda model, tokenizer, rows, strangers, layers: seen.append(rows) or 4.0)
+    monkeypatch.setattr(choose, "tau_auto", lambda model, tokenizer, rows, *_, **kw: seen.append(rows) or 4.0)
     choose.smoothing(model, tokenizer, rows, dataset, "auto", "all", "auto", phrasings=2)
     for cut in seen:
         assert [row["questions"] for row in cut] == [row["questions"][:2] for row in rows]

@@ -409,7 +409,8 @@ def test_the_curves_of_a_class_are_of_its_tokens(model, tokenizer, authors, monk
         by_class = {kind: [] for kind in ablate.CLASSES.values()}
         for row in rows:
             batch = data.collate([data.encode(tokenizer, row["question"], row["answer"])])
-            classes = data.token_classes(tokenizer, row["answer"], row["facts"], row["author"])
+            facts = [data.told_apart(fact) for fact in row["facts"]]
+            classes = data.token_classes(tokenizer, row["answer"], facts, row["author"])
             for kind, nll in zip(classes, answer_nll(model, batch, tau=tau)[0].tolist()):
                 by_class[kind].append(nll)
         assert means == pytest.approx([np.mean(nlls) for nlls in by_class.values()], rel=1e-4)

@@ -162,7 +162,7 @@ def test_plan_counts_a_frozen_head_where_one_is_kept_and_the_hidden_states(out, 
     monkeypatch.setattr(sys, "argv", ["asu.py"])
     args = asu.parse([f"--out={out}", "--epochs=9", "--phrasings=1", "--batch_size=8", "--tau=4", *flags.split()])
     rows, tokenizer = data.load(out=out, n_authors=20), data.Tokenizer.load(out / "target")
-    taken = asu.memory(args, out / "target", torch.device("cpu"), torch.float32, (rows.forget, rows.retain))
+    taken = asu.memory(args, out / "target", torch.device("cpu"), torch.float32, rows, (rows.forget, rows.retain))
     forget, retain = (sum(len(e.answer) for e in data.training_examples(tokenizer, part, 1))
                       for part in (rows.forget, rows.retain))
     model = runs.load_run(out / "target")[0]
