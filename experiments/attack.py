@@ -478,7 +478,9 @@ def entries_of(args, dataset):
             raise UserError(f"--second={args.second}: a directory of a retrained model is needed, and no run in OUT "
                             "may be called second")
         paths["second"] = Path(args.second)
-    paths, records, notes = entries.fitting(paths, dataset, args.forget, must=bool(args.runs or args.second))
+    paths, records, notes, failures = entries.fitting(paths, dataset, args.forget, bool(args.runs or args.second))
+    for name, why in failures.items():
+        raise UserError(f"{name} cannot be attacked: {why}")
     print(*notes, sep="\n", end="\n" * bool(notes), flush=True)
     return entries.with_teachers(paths, records), records
 

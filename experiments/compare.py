@@ -323,6 +323,7 @@ def main():
 
     def spec(name, key, run="target", **more):
         data_seed, seed, forget = key
+        name += "_attacked" * more.get("attack", False)
         file = out / "trials" / forget / f"draw{data_seed}_seed{seed}_{name}.json".replace(" ", "")
         return spec_of(file, folders[key], key, args, run, **more)
     chosen, tried, reference = develop(methods, spec, development, args)

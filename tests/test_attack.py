@@ -320,6 +320,7 @@ def copied(lab_out, tmp_path):
     record = json.loads((out / "asu_gd/run.json").read_text())
     record |= {"kind": "unlearned", "parent_sha256": record["model_sha256"], "tau": 8.0}
     record["settings"] |= {"layers": "all", "method": "asu"}
+    record.pop("record_sha256")                                             # as an older run, which has none
     (out / "asu_gd/run.json").write_text(json.dumps(record))
     return out
 

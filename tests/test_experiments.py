@@ -346,7 +346,7 @@ def test_nothing_is_run_twice_and_the_digits_stay(done):
     call(compare, f"--out={done}", *FLAGS, *COMPARE)
     assert (done / "compare/compare_forget10.json").read_bytes() == before
     assert stamps == {path: path.stat().st_mtime_ns for path in (done / "compare/trials").rglob("*.json")}
-    assert len(stamps) == 14
+    assert len(stamps) == 16
 
 
 @pytest.mark.slow
