@@ -19,8 +19,8 @@ from lab.report import plt, save_figure
 from lab.runs import read_run
 
 METHODS = {     # label -> its name in experiments.compare, flags of asu.py
-    "ASU": ("ASU_GD, selective", ["--method=asu"]),
-    "ASU, original teacher": ("ASU_GD, selective", ["--method=asu", "--teacher_from=original"]),
+    "ASU": ("ASU_GD", ["--method=asu"]),
+    "ASU, original teacher": ("ASU_GD", ["--method=asu", "--teacher_from=original"]),
     "GradDiff": ("GradDiff", ["--method=ga"]), "NPO": ("NPO_GD", ["--method=npo"]), "IDK": ("IDK_GD", ["--method=idk"]),
     "ME": ("ME_GD", ["--method=me"])}
 SETTINGS = "lr", "c_forget", "tau", "layers", "heads", "alpha", "beta"      # that are taken from the comparison

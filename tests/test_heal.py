@@ -9,6 +9,7 @@ import torch
 
 import asu
 import data
+from experiments import heal
 from lab import choose
 from lab.answers import answer_nll
 from lab.optim import Log
@@ -242,3 +243,36 @@ def test_a_teacher_that_is_healed_and_not_smoothed_teaches_too(examples):
     model, record = unlearned(examples, tau=1.0, strangers=examples[8:], heal_steps=10, heal_lr=1e-2)
     assert record["steps"] == 2 and record["curve"][0]["forget_loss"] > 1e-3
     assert unlearned(examples, tau=1.0)[1]["steps"] == 0
+
+
+# ------------------------------------------------------------------------------------------- experiments/heal.py
+def test_what_healing_brings_back_end_to_end(out, tmp_path, capsys):
+    folder = tmp_path / "out"
+    shutil.copytree(out, folder)
+    call(heal, TINY, f"--out={folder}", "--steps=2,3", "--tau=4")
+    report = json.loads((folder / "heal/heal.json").read_text())
+    target, tokenizer, _ = load_run(out / "target")
+    rows = data.load(out=out, n_authors=20)
+    function, fact, name = choose.class_nll(target, tokenizer, rows.forget, tau=4.0)
+    for points in report["points"].values():
+        assert list(points) == ["0", "2", "3"]
+        assert points["0"]["nll"] == pytest.approx({"function": function, "fact": fact, "name": name})
+        assert all(abs(cosine) <= 1 for point in points.values() for cosine in point["cosine"].values())
+    assert report["points"]["strangers"]["2"] != report["points"]["retain"]["2"]
+    assert (folder / "heal/heal.md").read_text().strip() in capsys.readouterr().out
+    assert (folder / "heal/heal.png").read_bytes().startswith(b"\x89PNG")
+    assert "whole numbers such as" in refused(capsys, heal, TINY, f"--out={folder}", "--steps=2,x")
+
+
+def test_a_gradient_is_of_the_tokens_of_its_class(model, tokenizer, authors):
+    """Fact tokens alone: by hand, one row after another."""
+    rows = authors[0][:3]
+    total, n = 0, 0
+    for row in rows:
+        batch = data.collate([data.encode(tokenizer, row["questions"][0], row["answers"][0])])
+        kinds = data.token_classes(tokenizer, row["answers"][0], row["facts"], row["author"])
+        picked = answer_nll(model, batch, tau=2.0)[0][torch.tensor(kinds) == data.FACT]
+        total, n = total + picked.sum(), n + len(picked)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total / n, list(model.parameters()))])
+    assert torch.allclose(heal.gradient(model, tokenizer, rows, data.FACT, tau=2.0), expected, atol=1e-5)
+    assert not torch.allclose(heal.gradient(model, tokenizer, rows, data.NAME, tau=2.0), expected, atol=1e-3)
