@@ -418,6 +418,8 @@ def parse(argv=None):
     args = p.parse_args(argv)
     if not args.c_forget and (not args.c_retain or args.retain == "none"):
         p.error("--c_forget=0 and no retain loss: nothing would be learnt")
+    if args.start < 1 and args.lora:
+        p.error("--start moves the weights that --lora leaves as they are; give one of the two")
     if args.target == "hidden":
         if args.method != "asu":
             p.error(f"--target=hidden is a form of ASU, not of --method={args.method}")

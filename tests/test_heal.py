@@ -202,6 +202,10 @@ def test_heal_start_and_replay_from_the_command_line_resume_to_the_same_bytes(ou
     assert "in all" in capsys.readouterr().out
 
 
+def test_a_start_on_the_way_back_and_lora_are_refused_together(out, capsys):
+    assert "give one of the two" in refused(capsys, asu, TINY, f"--out={out}", "--start=0.5", "--lora=2", "--name=x")
+
+
 def test_the_base_is_what_the_target_was_made_of(out, tmp_path, capsys):
     folder = tmp_path / "out"
     shutil.copytree(out, folder)
