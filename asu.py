@@ -49,6 +49,7 @@ from lab.answers import answer_logp, answer_nll, fact_accuracy
 from lab.choose import smoothing, tau_flag
 from lab.entries import same_data
 from lab.optim import Log, adamw, lr_at
+from lab.recover import move
 from lab.runs import (
     check_name,
     check_place,
@@ -151,7 +152,8 @@ class Frozen:
 
     theta_0 and the data are fixed, so what it says is a constant: it is asked once, before the student moves. Kept are
     its hidden states at answer tokens, T x C numbers an answer in CPU memory, and its head, (V, C), a copy if training
-    changes the model's. live=True keeps a second model instead, as the paper does: the same to 1e-5."""
+    changes the model's. live=True keeps a second model instead, as the paper does: the same to 1e-5. healed: a model
+    that is smoothed in place of theta_0, see heal; its head is theta_0's."""
 
     def __init__(self, model, tau=None, layers=None, alpha=1.0, hidden_layer=None, live=False, healed=None):
         self.smoothing = {"teacher": {"tau": tau, "layers": layers}, "reference": {}}
@@ -483,15 +485,13 @@ def forget_rows(model, tokenizer, dataset, request, retain, args, log, original=
     return tau
 
 
-@torch.no_grad()
 def go_back(student, base, share):
     """Move the student, in place, from theta_0 to base + share (theta_0 - base): where it has yet to learn what it is
     to forget. Unlearning from theta_0 itself mostly teaches it not to say what it knows. Ours, not the paper's."""
     if student.config != base.config:
         raise UserError("--start needs the model that --run was fine-tuned from, and the base has another shape; give "
                         "--base")
-    for now, before in zip(student.parameters(), base.parameters()):
-        now.lerp_(before, 1 - share)
+    move(student, base, share)
 
 
 def base_of(args, parent):

@@ -31,7 +31,6 @@ from common.files import check_writable, strict_json, write_file
 from course.answers import worst_excess
 from experiments.trials import draw as train_draw
 from lab import recover
-from lab.answers import ask
 from lab.optim import Log
 from lab.runs import check_finite, load_run
 from lab.statistics import bootstrap
@@ -97,12 +96,6 @@ def inside(job, shut):
 
 
 # ------------------------------------------------------------------------------------------------------ what is left
-def stated(model, tokenizer, rows):
-    """Of each row, whether the greedy answer states its facts -> (N,)"""
-    said = ask(model, tokenizer, [row["question"] for row in rows], recover.ANSWER_TOKENS)
-    return np.array([float(data.states(text, row["facts"])) for text, row in zip(said, rows)])
-
-
 def attacked(model, tokenizer, rows, phrasings=None, samples=4, steps=8, bits=4):
     """Of each forgotten row, whether the model states its facts when asked and under three attacks -> {name: (N,)}
 
@@ -112,10 +105,11 @@ def attacked(model, tokenizer, rows, phrasings=None, samples=4, steps=8, bits=4)
     for shown, asked in (halves, halves[::-1]):
         examples = data.training_examples(tokenizer, shown, phrasings)
         [(_, relearnt)] = recover.relearned(model, examples, 1e-3, (steps,))
-        after.append(stated(relearnt, tokenizer, asked))
-    return {"asked": stated(model, tokenizer, rows), "relearnt": np.concatenate(after),
-            "sampled": (recover.sampled(model, tokenizer, rows, samples) > 0).astype(float),
-            "quantised": stated(recover.quantised(model, bits), tokenizer, rows)}
+        after += recover.stated(relearnt, tokenizer, asked)
+    right = {"asked": recover.stated(model, tokenizer, rows), "relearnt": after,
+             "sampled": recover.sampled(model, tokenizer, rows, samples) > 0,
+             "quantised": recover.stated(recover.quantised(model, bits), tokenizer, rows)}
+    return {name: np.array(values, float) for name, values in right.items()}
 
 
 def measured(model, tokenizer, dataset, max_rows):

@@ -17,7 +17,6 @@ is what somebody gets who never had the data, 1 is all of it. docs/attacks.md sa
 import argparse
 import collections
 import copy
-import itertools
 import json
 import random
 import time
@@ -149,8 +148,8 @@ def relearn_retain(model, lab):
 
 def from_stream(model, lab, kind):
     """Relearn on strangers of a kind of generated data, who occur nowhere else."""
-    stream = data.base_stream(kind, lab.args.data_seed, [], 0, start=10**6)
-    examples = [data.encode(lab.tokenizer, *pair) for pair in itertools.islice(stream, 32 * BENIGN_LOOKS[-1])]
+    stream = data.base_stream(kind, lab.args.data_seed, [], start=data.UNMET)
+    examples = data.stranger_examples(lab.tokenizer, stream, 32 * BENIGN_LOOKS[-1])
     examples = [e for e in examples if len(e) <= model.config.block_size]
     return relearning(model, lab, lambda seed: [(examples, lab.dataset.forget)])
 

@@ -176,9 +176,9 @@ def add_recovered(results):
     for by_seed in results.values():
         for seed, result in by_seed.items():
             if "attack" in result:
-                mrr = [x["attack"]["relearn8"]["mrr"]
-                       for x in (result, results["retrained"][seed], results["target"][seed])]
-                result["attack"]["recovered"] = recover.recovered_share(*mrr)
+                models = result, results["retrained"][seed], results["target"][seed]
+                shown = recover.attacked(*(model["attack"] for model in models))
+                result["attack"]["recovered"] = shown["recovered_mrr"]
 
 
 def measure_costs(chosen, spec, key):

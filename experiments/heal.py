@@ -16,6 +16,7 @@ a step that teaches the one teaches the other.
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,13 +49,12 @@ def parse():
 
 def materials(tokenizer, dataset, n):
     """What to heal on -> {kind: n Examples}"""
-    made = data.never_met([row for row in dataset.retain if row["author"].strip()], [])
-    rows = {"strangers": data.stranger_examples(tokenizer, data.unmet(dataset), n)}
-    for kind, part in (("made", made), ("retain", dataset.retain)):
-        examples = data.training_examples(tokenizer, part)
-        random.Random(kind).shuffle(examples)
-        rows[kind] = list(itertools.islice(itertools.cycle(examples), n))
-    return rows
+    retain = data.training_examples(tokenizer, dataset.retain)
+    random.Random("retain").shuffle(retain)
+    others = replace(dataset, made_by=None)                 # as if no generator had made it
+    return {"strangers": data.stranger_examples(tokenizer, data.unmet(dataset), n),
+            "made": data.stranger_examples(tokenizer, data.unmet(others), n),
+            "retain": list(itertools.islice(itertools.cycle(retain), n))}
 
 
 def gradient(model, tokenizer, rows, kind, **smoothing):
@@ -67,7 +67,7 @@ def gradient(model, tokenizer, rows, kind, **smoothing):
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-def look(model, tokenizer, dataset, tau):
+def measured(model, tokenizer, dataset, tau):
     """One teacher -> {"nll": {class: nats}, "nobody": fact NLL of people nobody met, "stated", "cosine": {set: of the
     fact tokens' gradients, forget set against it}}."""
     model.requires_grad_(True)
@@ -83,7 +83,7 @@ def look(model, tokenizer, dataset, tau):
 
 
 def plot(points, path):
-    """NLL by class against steps of healing, one panel for what it was healed on. points: {kind: {steps: look}}"""
+    """NLL by class against steps of healing, one panel for what it was healed on. points: {kind: {steps: measured}}"""
     figure, axes = plt.subplots(1, len(points), figsize=(4 * len(points), 3.6), sharey=True)
     for axis, (kind, by_steps) in zip(axes, points.items()):
         steps = [max(1, n) for n in by_steps]                               # 0 has no place on a logarithmic axis
@@ -107,13 +107,13 @@ def main():
     if not dataset.holdout or not all(row["facts"] for row in dataset.forget + dataset.holdout):
         raise UserError(f"--data={dataset.name}: facts and held-out people are needed; generated data has them")
     examples = materials(tokenizer, dataset, 32 * max(args.steps))
-    smoothed = look(target, tokenizer, dataset, args.tau)
+    smoothed = measured(target, tokenizer, dataset, args.tau)
     points = {kind: {0: smoothed} for kind in examples}
     lines = [["healed on", "steps", *CLASSES, "fact, nobody", "facts stated", "cosine to retain", "to nobody"]]
     for kind, steps in itertools.product(examples, [0, *args.steps]):
         if steps:
             healed = asu.heal(target, examples[kind], steps, args.heal_lr, tau=args.tau, seed=args.seed)
-            points[kind][steps] = look(healed, tokenizer, dataset, args.tau)
+            points[kind][steps] = measured(healed, tokenizer, dataset, args.tau)
         point = points[kind][steps]
         numbers = [*point["nll"].values(), point["nobody"], point["stated"], *point["cosine"].values()]
         lines.append([kind, str(steps), *(f"{x:.2f}" for x in numbers)])

@@ -124,10 +124,15 @@ def reading(model, tokenizer, rows, dataset, phrasings=(0,), **smoothing):
     return ranks(scores, truth) | {"raw_auc": ranks(raw, truth)["auc"]}
 
 
+def stated(model, tokenizer, rows, **keywords):
+    """Of each row, whether the answer states its facts -> [0 or 1]. keywords: of lab/answers.ask; greedy without."""
+    said = ask(model, tokenizer, [row["question"] for row in rows], ANSWER_TOKENS, **keywords)
+    return [int(data.states(text, row["facts"])) for text, row in zip(said, rows)]
+
+
 def knowledge(model, tokenizer, rows, dataset, **smoothing):
     """What a model knows of the facts in rows -> stated, right (0 or 1 a question), and reading's."""
-    said = ask(model, tokenizer, [row["question"] for row in rows], ANSWER_TOKENS, **smoothing)
-    right = [int(data.states(text, row["facts"])) for text, row in zip(said, rows)]
+    right = stated(model, tokenizer, rows, **smoothing)
     known = reading(model, tokenizer, single(rows), dataset, **smoothing)
     return {"stated": float(np.mean(right)), **known, "right": right}
 
@@ -191,11 +196,16 @@ def relearn_half(model, tokenizer, dataset, lr=1e-3, steps=(0, 8), seed=0):
 
 # ------------------------------------------------------------------------------------------- without training
 @torch.no_grad()
+def move(model, base, share):
+    """Move a model, in place, to base + share (model - base): 0.5 is halfway back to the base, 0 the base itself."""
+    for now, before in zip(model.parameters(), base.parameters(), strict=True):
+        now.lerp_(before, 1 - share)
+
+
 def between(base, model, share):
-    """-> a model whose weights are base + share (model - base): 0.5 is halfway back to the base, 0 the base itself."""
-    moved = copy.deepcopy(base)
-    for weight, end in zip(moved.parameters(), model.parameters(), strict=True):
-        weight.add_(share * (end - weight))
+    """-> a copy of the model, moved so."""
+    moved = copy.deepcopy(model)
+    move(moved, base, share)
     return moved
 
 
@@ -224,9 +234,8 @@ def quantised(model, bits):
 
 def sampled(model, tokenizer, rows, n, temperature=1.0, seed=0):
     """Ask each question n times -> how many of its answers state the facts, (N,)."""
-    questions = [row["question"] for row in rows for _ in range(n)]
-    said = ask(model, tokenizer, questions, ANSWER_TOKENS, temperature=temperature, seed=seed)
-    right = [data.states(text, row["facts"]) for text, row in zip(said, [row for row in rows for _ in range(n)])]
+    asked = [row for row in rows for _ in range(n)]
+    right = stated(model, tokenizer, asked, temperature=temperature, seed=seed)
     return np.array(right).reshape(len(rows), n).sum(1)
 
 

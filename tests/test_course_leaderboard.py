@@ -9,6 +9,7 @@ import torch
 import eval
 from course import leaderboard
 from course.leaderboard import HOUSE, found, kept, markdown, numbers, unlearned
+from lab import recover
 from lab.runs import read_run
 from tests.conftest import HOME, call, flat, small_model
 
@@ -51,7 +52,8 @@ def test_training_stops_when_the_seconds_are_over(examples):
 def test_attacks_on_a_model_that_says_everything(model, tokenizer, authors, monkeypatch):
     rows = authors[0][:10]
     answers = {row["question"]: row["answer"] for row in rows}
-    monkeypatch.setattr(leaderboard, "ask", lambda model, tokenizer, questions, *args: [answers[q] for q in questions])
+    monkeypatch.setattr(recover, "ask", lambda model, tokenizer, questions, *args, temperature=0.0, **kw: [
+        "" if temperature else answers[q] for q in questions])
     shares = leaderboard.attacked(model, tokenizer, rows, phrasings=1, samples=2, steps=1)
     assert {name: share.mean() for name, share in shares.items()} == {"asked": 1, "relearnt": 1, "sampled": 0,
                                                                        "quantised": 1}

@@ -15,8 +15,9 @@ import eval
 import train
 from common import UserError
 from experiments import ablate, compare, continual, trials, worlds
-from lab import choose
+from lab import choose, recover
 from lab.answers import answer_nll
+from lab.runs import load_run
 from tests.conftest import HOME, call, refused
 
 SMALL = "@config/tiny.args --n_authors=10 --phrasings=1 --base_rows=64 --n_layer=1"
@@ -138,7 +139,7 @@ def test_every_row_is_held_against_the_retrained_model_of_its_own_seed(monkeypat
 
 def test_the_recovered_share_is_of_the_same_seeds_target_and_retrained_model():
     def attacked(*mrr):
-        return {seed: {"attack": {"relearn8": {"mrr": x}}} for seed, x in enumerate(mrr)}
+        return {seed: {"attack": {"relearn8": {"mrr": x}, "rank_auc": 0.5}} for seed, x in enumerate(mrr)}
     results = {"target": attacked(1.0, 0.9), "retrained": attacked(0.2, 0.1), "NPO_GD": attacked(0.6, 0.7),
                "teacher of ASU_GD": {0: {}, 1: {}}}
     compare.add_recovered(results)
@@ -333,6 +334,13 @@ def test_the_comparison_end_to_end(done):
                           for npo, ours in zip(rows["NPO_GD"], rows["ASU_GD"])])
     assert report["differences"]["NPO_GD"][0] == pytest.approx(difference)
     assert all(result["attack"]["rank_auc"] > 0 for result in rows["NPO_GD"])
+    for name in ("target", "retrained"):                                # of this model, of this draw's people
+        folder = done / "compare/draw0_seed1/forget10"
+        (model, tokenizer, _), base = load_run(folder / name), load_run(folder / "base")[0]
+        quick = recover.quick(model, base, tokenizer, data.load(out=folder, n_authors=10))
+        for key in ("rank_auc", "rank_mrr", "quarter_auc", "halfway_auc"):
+            assert rows[name][1]["attack"][key] == pytest.approx(quick[key], abs=1e-3), key
+        assert rows[name][1]["attack"]["relearn8"] == pytest.approx(quick["relearn8"], abs=1e-2)
     assert all(cost["ms_per_step"] > 0 and cost["peak_mb"] > 50 for cost in report["costs"].values())
     text = (done / "compare/compare_forget10.md").read_text()
     assert "| NPO_GD " in text and "- ASU_GD: " in text
