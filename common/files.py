@@ -82,9 +82,11 @@ def remove(path):
 
 # ------------------------------------------------------------------------------------------------- whole files
 def write_file(path, data):
-    """Write bytes or text so that `path` is either the old file or the whole new one: aside, fsync, rename."""
+    """Write bytes or text so that `path` is either the old file or the whole new one: aside, fsync, rename. What a
+    killed process left half-written beside it goes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    tidy(path.parent)
     aside = scratch(path, "tmp")
     try:
         with open(aside, "wb") as f:

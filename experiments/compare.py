@@ -144,11 +144,11 @@ def rows_of(chosen):
     return rows | {method: {"unlearn": settings} for method, settings in chosen.items()}
 
 
-def report_draw(chosen, spec, keys, jobs):
+def report_draw(rows, spec, keys, jobs):
     """Run every row for every seed -> {row: {seed: result}}, held against the retrained model of the same seed.
 
-    keys: {seed: key of the draw}."""
-    rows, specs = rows_of(chosen), {}
+    rows: as of rows_of; keys: {seed: key of the draw}."""
+    specs = {}
     for seed, key in keys.items():
         for row, settings in rows.items():
             if "unlearn" in (settings or {}):
@@ -158,7 +158,7 @@ def report_draw(chosen, spec, keys, jobs):
     done = run_trials(specs, jobs, "reported")
     seeds = list(keys)
     for seed, other in zip(seeds, seeds[1:] + seeds[:1]):
-        if other != seed:
+        if other != seed and OTHER_SEED in rows:
             done[OTHER_SEED, seed] = copy.deepcopy(done["retrained", other])
     results = {}
     for row in rows:
@@ -329,7 +329,7 @@ def main():
     chosen, tried, reference = develop(methods, spec, development, args)
     print("chosen:", *(f"  {method}: {settings_text(chosen[method], chosen[method])}" for method in methods), sep="\n",
           flush=True)
-    results = report_draw(chosen, spec, keys, args.jobs)
+    results = report_draw(rows_of(chosen), spec, keys, args.jobs)
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "device")}
     report = {"protocol": __doc__, "settings": settings, "chosen": chosen,
               "rows": {row: list(by_seed.values()) for row, by_seed in results.items()},

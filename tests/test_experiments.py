@@ -14,7 +14,7 @@ import data
 import eval
 import train
 from common import UserError
-from experiments import ablate, compare, continual, trials, worlds
+from experiments import ablate, compare, continual, frontier, trials, worlds
 from lab import choose, recover
 from lab.answers import answer_nll
 from lab.runs import load_run
@@ -122,8 +122,9 @@ def test_every_row_is_held_against_the_retrained_model_of_its_own_seed(monkeypat
     monkeypatch.setattr(compare, "gaps", lambda ones, retrained: pairs.extend(
         (one["result"]["key"], retrained["values"]) for one in ones))
     chosen = {m: compare.settings_at((0.5, 0.5, 0.5), m, 5) for m in ("ASU_GD", "NPO_GD")}
-    results = compare.report_draw(chosen, lambda name, key, run="target", **more: (name, key, run, more),
-                                  {0: "k0", 1: "k1", 2: "k2"}, 1)
+    results = compare.report_draw(
+        compare.rows_of(chosen), lambda name, key, run="target", **more: (name, key, run, more),
+        {0: "k0", 1: "k1", 2: "k2"}, 1)
     assert list(results) == ["target", "retrained", compare.OTHER_SEED, "teacher of ASU_GD", "ASU_GD", "NPO_GD"]
     others = [((row, seed), against) for (row, seed), against in pairs if row == "retrained"]
     assert others == [(("retrained", seed), ("retrained", (seed - 1) % 3)) for seed in (1, 2, 0)]
@@ -422,6 +423,49 @@ def test_the_curves_of_a_class_are_of_its_tokens(model, tokenizer, authors, monk
             for kind, nll in zip(classes, answer_nll(model, batch, tau=tau)[0].tolist()):
                 by_class[kind].append(nll)
         assert means == pytest.approx([np.mean(nlls) for nlls in by_class.values()], rel=1e-4)
+
+
+def test_the_frontier_end_to_end(done, monkeypatch):
+    """Two starts and one other method, on the comparison's models; the cost is in tokens, relative to retraining's."""
+    for name, value in (("STARTS", (0.3, 1.0)), ("EPOCHS", (1, 2)), ("OTHERS", {"NPO": {"method": "npo"}})):
+        monkeypatch.setattr(frontier, name, value)
+    monkeypatch.setattr(frontier, "preset", lambda: {"start": 0.3, "epochs": 2, "replay": 0.5, "lr": 2e-3})
+    call(frontier, f"--out={done}", *FLAGS, "--seeds=1")
+    points = {(p["method"], p["start"], p["epochs"]): p for p in json.loads(
+        (done / "frontier/frontier.json").read_text())}
+    assert list(points) == [("ASU", 0.3, 1), ("ASU", 0.3, 2), ("ASU", 1.0, 1), ("ASU", 1.0, 2), ("NPO", 0.3, 2)]
+    models = done / "compare/draw0_seed0/forget10"
+    records = [json.loads((models / name / "run.json").read_text()) for name in ("base", "retrained")]
+    for (_, _, epochs), point in points.items():
+        cost, attack = point["results"][0]["cost"], point["results"][0]["attack"]
+        assert cost["share"] == cost["tokens"] / (records[0]["tokens"] + records[1]["tokens"])
+        assert "recovered" in attack and cost["steps"] % epochs == 0
+    trial = json.loads((done / "frontier/trials/forget10_draw0_seed0_NPO_start0.3_2epochs.json").read_text())
+    assert trial["spec"]["unlearn"] == frontier.preset() | {"method": "npo", "seed": 0}
+    assert (done / "frontier/frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert "| NPO | 0.3 | 2 |" in " ".join((done / "frontier/frontier.md").read_text().split())
+
+
+def test_the_frontier_moves_start_and_epochs_of_the_preset_alone():
+    assert frontier.preset().keys() == {"start", "alpha", "epochs", "lr", "replay"}
+    made = frontier.rows()
+    lasting = made["ASU", frontier.preset()["start"], frontier.preset()["epochs"]]
+    assert lasting == frontier.preset()                         # the preset itself is one of the runs
+    for (what, start, epochs), flags in made.items():
+        moved = {flag for flag in flags if flags[flag] != lasting.get(flag)}
+        assert moved <= ({"start", "epochs"} if what == "ASU" else frontier.OTHERS[what].keys())
+        assert (flags["start"], flags["epochs"]) == (start, epochs)
+
+
+@pytest.mark.parametrize("low, kept", [((), True), (("gap",), False), (("coherence",), False), (("retain",), False),
+                                       (("world",), False)])
+def test_a_run_keeps_the_rest_if_it_stays_within_every_limit(low, kept):
+    def facts(name):
+        return 0.9 if name in low else 0.99
+    results = [{"aggregate": {"gap_to_retrain": 0.04 if "gap" in low else 0.02},
+                "forget": {"coherence": facts("coherence")}, "retain": {"fact_accuracy": facts("retain")},
+                "world": {"fact_accuracy": facts("world")}}]
+    assert frontier.keeps(results) == kept
 
 
 def test_ablations_leave_the_rest_at_the_defaults_of_asu():

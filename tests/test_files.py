@@ -130,6 +130,16 @@ def test_a_kill_between_the_two_renames_leaves_a_run_that_the_next_start_finds(t
     assert (tmp_path / "run/run.json").read_text() == ("tmp" if there else "old")
 
 
+def test_a_file_that_is_written_again_clears_away_what_a_killed_try_left_beside_it(tmp_path, dead):
+    left, living = (scratch_of(tmp_path / "data/facts.json", *process, "tmp")
+                    for process in (dead, (os.getpid(), files.started(os.getpid()))))
+    left.parent.mkdir()
+    for half in (left, living):
+        half.write_text("half")
+    files.write_file(tmp_path / "data/facts.json", "{}")
+    assert sorted(path.name for path in left.parent.iterdir()) == sorted([living.name, "facts.json"])
+
+
 def test_a_process_of_the_same_number_as_a_dead_one_writes_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 7)
     names = {files.scratch(tmp_path / "run", "tmp").name for _ in range(50)}
