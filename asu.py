@@ -491,7 +491,7 @@ def go_back(student, base, share):
     if student.config != base.config:
         raise UserError("--start needs the model that --run was fine-tuned from, and the base has another shape; give "
                         "--base")
-    move(student, base, share)
+    move(parallel.settled(student), base, share)
 
 
 def base_of(args, parent):

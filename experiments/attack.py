@@ -148,7 +148,7 @@ def relearn_retain(model, lab):
 
 def from_stream(model, lab, kind):
     """Relearn on strangers of a kind of generated data, who occur nowhere else."""
-    stream = data.base_stream(kind, lab.args.data_seed, [], start=data.UNMET)
+    stream = data.base_stream(kind, lab.args.data_seed, [], start=2 * data.UNMET)     # nobody of --replay or --heal
     examples = data.stranger_examples(lab.tokenizer, stream, 32 * BENIGN_LOOKS[-1])
     examples = [e for e in examples if len(e) <= model.config.block_size]
     return relearning(model, lab, lambda seed: [(examples, lab.dataset.forget)])

@@ -1,8 +1,8 @@
 """More than one process: each computes its share of every batch, on its own GPU, and with --shard keeps its share of
 the model.
 
-    torchrun --nproc_per_node=4 asu.py                  whole models, gradients added up
-    torchrun --nproc_per_node=4 asu.py --shard          weights, gradients and optimizer state divided as well (FSDP2)
+    torchrun --nproc_per_node=4 -- asu.py               whole models, gradients added up
+    torchrun --nproc_per_node=4 -- asu.py --shard       weights, gradients and optimizer state divided as well (FSDP2)
 
 The batch of a step stays what it is, so the run is that of one process to within rounding. Every process runs the
 same program on the same numbers: fact accuracy, the choice of heads and the cached teacher are computed by all of

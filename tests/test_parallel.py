@@ -31,6 +31,8 @@ pytestmark = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), r
 TRAIN = "--base_rows=62 --n_authors=2 --forget=forget50 --phrasings=1 --batch_size=31 --micro_batches=2".split()
 ONE_LEFT = "--forget=forget05 --phrasings=1 --batch_size=19 --micro_batches=2 --tau=8 --alpha=1.2".split()
 
+BACK = "--start=0.5 --heal=3 --replay=0.2".split()
+
 
 def torchrun(*command):
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOME)}
@@ -101,6 +103,7 @@ def started(out, tmp_path_factory):
     for name, flags in (("whole", []), ("shards", ["--shard"])):
         ours = [TINY, f"--out={place / name}", *flags, *ONE_LEFT]
         lines += [["asu", *ours, "--teacher=live"], ["stop asu", *ours, "--method=dpo"],
+                  ["asu", *ours, "--name=back", f"--base={out / 'base'}", *BACK],
                   ["train", TINY, f"--out={place / name}_trained", *flags, *TRAIN],
                   ["gradients", f"{place}/one/target", f"{place}/{name}.pt", *flags]]
     lines.append(["asu", TINY, f"--out={place}/whole", *ONE_LEFT, "--method=dpo", "--shard", "--resume"])
@@ -132,18 +135,20 @@ def test_the_gradients_of_all_processes_add_up_to_those_of_one(started):
 
 
 @pytest.mark.slow
-def test_odd_batches_and_resuming_with_another_number_of_processes(started):
+def test_odd_batches_and_resuming_with_another_number_of_processes(out, started):
     place, printed = started
     one, whole, shards = (place / name for name in ("one", "whole", "shards"))
     assert printed.count("dpo: going on from step 2\n") == 1
     for flags in ("--teacher=live", "--method=dpo"):
         call(asu, TINY, f"--out={one}", *ONE_LEFT, flags)
+    call(asu, TINY, f"--out={one}", *ONE_LEFT, "--name=back", f"--base={out / 'base'}", *BACK)
     call(train, TINY, f"--out={one}_trained", *TRAIN)
     call(asu, TINY, f"--out={shards}", *ONE_LEFT, "--method=dpo", "--resume")
     assert_same(one / "dpo_gd", whole / "dpo_gd", 2, True)
     assert_same(one / "dpo_gd", shards / "dpo_gd", 1, False)
     for path, sharded in ((whole, False), (shards, True)):
-        assert_same(one / "asu_gd", path / "asu_gd", 2, sharded)
+        for name in ("asu_gd", "back"):
+            assert_same(one / name, path / name, 2, sharded)
         for name in ("base", "target", "retrained"):
             assert_same(place / "one_trained" / name, place / f"{path.name}_trained" / name, 2, sharded)
 
