@@ -57,6 +57,7 @@ from lab.runs import (
     load_run,
     load_tokenizer,
     made_by_train,
+    made_from,
     prepare,
     read_run,
     save_run,
@@ -500,8 +501,7 @@ def base_of(args, parent):
         return None
     if args.base:
         return args.base
-    record = read_run(local_dir(parent))
-    base = record.get("settings", {}).get("init_from") or Path(parent).parent / "base"
+    record, base = read_run(local_dir(parent)), made_from(parent)
     made = read_run(local_dir(made_by_train(base))).get("model_sha256")
     if record.get("kind") == "target" and made and made != record["parent_sha256"]:
         raise UserError(f"{base} is not the base that {parent} was fine-tuned from; give --base")

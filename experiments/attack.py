@@ -36,7 +36,7 @@ from lab import entries, recover
 from lab.answers import fact_accuracy
 from lab.optim import Log
 from lab.report import cell, markdown, plt, save_figure
-from lab.runs import load_run, read_run
+from lab.runs import load_run, made_by_train, made_from, read_run
 from lab.scores import score
 from lab.statistics import auc
 
@@ -333,7 +333,8 @@ def shadow(model, lab):
     settings = argparse.Namespace(**vars(asu.parse([])) | lab.record["settings"])
     rest = [row for row in lab.dataset.retain if row["author"] not in names]
     other = copy.deepcopy(lab.target)
-    asu.forget_rows(other, lab.tokenizer, lab.dataset, request, rest, settings, Log("shadow"))
+    asu.forget_rows(other, lab.tokenizer, lab.dataset, request, rest, settings, Log("shadow"),
+                    base=made_from(Path(lab.args.out) / "target"))
     return other, request
 
 
@@ -467,9 +468,8 @@ def chosen(attacks):
 def entries_of(args, dataset):
     """The models to attack -> {name: (path, None or the smoothing of a forget-teacher)}, {name: run.json}"""
     out = Path(args.out)
-    for name in ("base", "target", "retrained"):
-        if not (out / name).is_dir():
-            raise UserError(f"there is no {out / name}; run python train.py first")
+    for name in ("target", "retrained"):
+        made_by_train(out / name)
     paths = entries.find_runs(out, args.runs)
     paths = {"target": out / "target", "retrained": out / "retrained"} | paths
     if args.second:
@@ -490,9 +490,9 @@ def attack_run(name, entry, wanted, args, dataset, models):
     models: base and target, loaded."""
     (path, smoothing), folder, results = entry, Path(args.out) / "attack" / name, {}
     record, model = read_run(path), None
-    about = {"data_sha256": dataset.sha256, "seed": args.seed}
-    for parent in ("base", "target"):
-        about[f"{parent}_sha256"] = read_run(Path(args.out) / parent).get("model_sha256")
+    target = read_run(Path(args.out) / "target")
+    about = {"data_sha256": dataset.sha256, "seed": args.seed, "base_sha256": target.get("parent_sha256"),
+             "target_sha256": target.get("model_sha256")}
     expected = json.loads(json.dumps(recover.made_of(path, record, smoothing, about)))
     for attack in wanted:
         file = folder / f"{attack}.json"
@@ -521,7 +521,8 @@ def main():
     dataset = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     recover.pools(dataset)                                  # refuses data without exact facts
     models, _ = entries_of(args, dataset)
-    base, target = (load_run(out / name, *device)[0] for name in ("base", "target"))
+    target = load_run(out / "target", *device)[0]
+    base = load_run(made_by_train(made_from(out / "target")), *device)[0]
     found = {attack: {} for attack in wanted}
     for name, entry in models.items():
         for attack, result in attack_run(name, entry, wanted, args, dataset, (base, target)).items():

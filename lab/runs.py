@@ -153,6 +153,11 @@ def made_by_train(path):
     return path
 
 
+def made_from(path):
+    """What a model that train.py made was fine-tuned from: a directory or hub id, OUT/base without --init_from."""
+    return read_run(local_dir(path)).get("settings", {}).get("init_from") or Path(path).parent / "base"
+
+
 def weights_sha256(path):
     """Of a model directory or hub id without run.json: the sha256 of its weights, over all shards."""
     files = sorted(local_dir(path).glob("*.safetensors"))

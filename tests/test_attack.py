@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import asu
 import data
 from experiments import attack
 from lab import recover, report, scores
@@ -342,6 +343,26 @@ def counted(monkeypatch):
         return attack_of
     monkeypatch.setattr(attack, "ATTACKS", {name: named(name) for name in ("eight_steps", "reading", "membership")})
     return calls
+
+
+def test_a_base_from_elsewhere_is_found_where_the_target_says(copied, counted, capsys, tmp_path):
+    shutil.move(copied / "base", tmp_path / "elsewhere")
+    assert f"there is no {copied / 'base'}" in refused(capsys, attack, *FLAGS, f"--out={copied}")
+    record = json.loads((copied / "target/run.json").read_text())
+    record["settings"]["init_from"] = str(tmp_path / "elsewhere")
+    record.pop("record_sha256")
+    (copied / "target/run.json").write_text(json.dumps(record))
+    call(attack, *FLAGS, f"--out={copied}", "--attacks=reading")
+    assert len(counted) == 4                                                # target, retrained, teacher, asu_gd
+
+
+def test_a_shadow_is_unlearned_by_the_runs_own_settings_its_start_too(copied, lab_out, monkeypatch):
+    _, dataset, tokenizer, models = lab_out
+    record, given = {"kind": "unlearned", "settings": {"start": 0.3, "alpha": 1.2, "tau": 8.0}}, {}
+    monkeypatch.setattr(asu, "forget_rows", lambda *args, **keywords: given.update(keywords, settings=args[5]))
+    args = types.SimpleNamespace(out=str(copied))
+    attack.shadow(models["target"], attack.Lab(tokenizer, dataset, models["base"], models["target"], record, args))
+    assert given["base"] == copied / "base" and (given["settings"].start, given["settings"].alpha) == (0.3, 1.2)
 
 
 @pytest.mark.slow
