@@ -13,15 +13,13 @@ from pathlib import Path
 import numpy as np
 
 import asu
-from common import HOME
-from common.cli import Parser, run
+from common.cli import Parser, expand_preset, run
 from common.files import check_writable, strict_json, write_file
 from experiments.compare import mean_sd, report_draw, values_of
 from experiments.trials import NO_FLAGS, draws, spec_of, trial_flags
 from lab.report import markdown, plt, save_figure
 from lab.runs import read_run
 
-PRESET = [f"@{HOME / 'config/lasting.args'}"]
 STARTS, EPOCHS = (0.0, 0.15, 0.3, 0.5, 1.0), (8, 16, 35)
 OTHERS = {"NPO": {"method": "npo"}, "swap": {"method": "swap"}, "IDK": {"method": "idk"},
           "no forget loss": {"c_forget": 0.0}}
@@ -37,7 +35,7 @@ KEEPS = (       # part, metric, at most or at least: a run that keeps less is dr
 
 def preset():
     """The flags of config/lasting.args that are not asu.py's defaults, as a dict; not its name."""
-    plain, lasting = vars(asu.parse([])), vars(asu.parse(PRESET))
+    plain, lasting = vars(asu.parse([])), vars(asu.parse(expand_preset("@config/lasting.args", "asu.py")))
     return {flag: value for flag, value in lasting.items() if value != plain[flag] and flag != "name"}
 
 
