@@ -2,7 +2,7 @@
 
     python asu.py                                       OUT/target -> OUT/asu_gd: every head at tau, and a bit beyond
     python asu.py --alpha=1 --tau=16 --name=paper       the paper's own form: the smoothed model itself is the teacher
-    python asu.py --alpha=1.3 --name=stronger           a stronger teacher: beyond the smoothed model
+    python asu.py --alpha=1.3 --replay=0.33 --name=stronger     a stronger teacher: beyond the smoothed model
     python asu.py --retain=kl                           OUT/asu_kl
     python asu.py --tau=auto                            tau from forward passes alone, see lab/choose.py
     python asu.py --heads=auto --tau=1000 --alpha=1.2   for a model whose language does not survive smoothing
@@ -279,7 +279,7 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     """
     hidden_layer = max(1, model.config.n_layer // 2) if hidden_layer is None else hidden_layer
     check_settings(model, forget, retain, tau, layers, method, retain_loss, beta, refusals, teacher, hidden_layer)
-    if method == "asu" and torch.as_tensor(tau).eq(1).all() and not heal_steps:
+    if method == "asu" and torch.as_tensor(tau).eq(1).all() and not heal_steps and not start:
         print("tau=1 is no smoothing: the teacher is the model itself, and nothing changes", flush=True)
         epochs = 0
     forget_loss, retain_loss, knob = METHODS[method], RETAIN_LOSSES[retain_loss], {} if beta is None else {"beta": beta}

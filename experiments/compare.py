@@ -172,13 +172,13 @@ def report_draw(rows, spec, keys, jobs):
 
 
 def add_recovered(results):
-    """The recovered share (lab/recover.py) of every row that was attacked, against the models of the same seed."""
-    for by_seed in results.values():
+    """The recovered share (lab/recover.py) of every row that was attacked, against the models of the same seed. Not of
+    the other seed's retrained model: every pair is there both ways, so the mean would be 0 whatever they are."""
+    for row, by_seed in results.items():
         for seed, result in by_seed.items():
-            if "attack" in result:
+            if "attack" in result and row != OTHER_SEED:
                 models = result, results["retrained"][seed], results["target"][seed]
-                shown = recover.attacked(*(model["attack"] for model in models))
-                result["attack"]["recovered"] = shown["recovered_mrr"]
+                result["attack"]["recovered"] = recover.attacked(*(model["attack"] for model in models))
 
 
 def measure_costs(chosen, spec, key):

@@ -107,10 +107,12 @@ def noting(failures, name):
 
 def teachers(records):
     """The forget-teachers of the runs that had one -> {name: (tau, layers)}: tau a number, or a table of heads;
-    layers a text as --layers has it."""
+    layers a text as --layers has it. One that was healed is gone with its run: the target smoothed is another."""
     smoothings = {}
     for record in records.values():
         if record.get("kind") != "unlearned" or record.get("tau") is None:          # its method has no smoothed teacher
+            continue
+        if record["settings"].get("heal"):
             continue
         tau, layers = record["tau"], record["settings"]["layers"]
         if isinstance(tau, list):                                               # of each head: tau, or 1

@@ -247,15 +247,12 @@ def leak_at_k(hits, n, k):
 
 # ------------------------------------------------------------------------------------------------- quick
 def quick(model, base, tokenizer, dataset, seed=0):
-    """The quick attacks on one model -> rank_auc, rank_top1, rank_mrr (reading the model as it is), halfway_auc and
-    quarter_auc (the AUC after going so much of the way back to the base; None without one), and relearn8: what it
-    states and the calibrated mrr after eight steps, at 1e-3, on the other half of the facts."""
-    rows = single(dataset.forget)
-    known = reading(model, tokenizer, rows, dataset)
-    result = {f"rank_{key}": known[key] for key in ("auc", "top1", "mrr")}
-    for name, share in (("quarter_auc", 0.75), ("halfway_auc", 0.5)):
-        moved = base and between(base, model, share)
-        result[name] = moved and reading(moved, tokenizer, rows, dataset)["auc"]
+    """The quick attacks on one model -> rank_auc (reading the model as it is), halfway_auc (the same halfway back to
+    the base), and relearn8: what it states and the calibrated mrr after eight steps, at 1e-3, on the other half of the
+    facts."""
+    rows, result = single(dataset.forget), {}
+    for name, read in (("rank_auc", model), ("halfway_auc", between(base, model, 0.5))):
+        result[name] = reading(read, tokenizer, rows, dataset)["auc"]
     after = relearn_half(model, tokenizer, dataset, steps=(8,), seed=seed)[8]
     return result | {"relearn8": {key: after[key] for key in ("stated", "mrr")}}
 
@@ -272,9 +269,8 @@ def recovered_share(run, retrained, target):
 
 
 def attacked(run, retrained, target):
-    """Three results of quick -> what a table shows of the run: {"recovered_mrr": the headline, "rank_auc"}."""
-    mrr = [result["relearn8"]["mrr"] for result in (run, retrained, target)]
-    return {"recovered_mrr": recovered_share(*mrr), "rank_auc": run["rank_auc"]}
+    """Three results of quick -> the recovered share of the headline."""
+    return recovered_share(*(result["relearn8"]["mrr"] for result in (run, retrained, target)))
 
 
 def numbers(known):

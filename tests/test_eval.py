@@ -573,12 +573,14 @@ def test_teachers_are_the_runs_that_smoothed_and_stand_behind_the_retrained_mode
     records = {"target": {"kind": "target"}, "retrained": {}, "a": unlearned(4.0), "again": unlearned(4.0),
                "npo": unlearned(None), "b": unlearned(2.5, "1-"),
                "heads": unlearned([[1, 3.0], [1, 1], [3.0, 1]], "0,2")}
+    records["healed"] = unlearned(7.0)                              # its teacher is not the target smoothed
+    records["healed"]["settings"]["heal"] = 20
     found = teachers(records)
     assert found == {"teacher_tau4": (4.0, "all"), "teacher_tau2.5_layers1-": (2.5, "1-"),
                      "teacher_tau3_2heads": ([[1, 3.0], [1, 1], [3.0, 1]], "all")}
     paths = {name: Path(name) for name in records}
     entries = eval.with_teachers(paths, records)
-    assert list(entries) == ["target", "retrained", *found, "a", "again", "npo", "b", "heads"]
+    assert list(entries) == ["target", "retrained", *found, "a", "again", "npo", "b", "heads", "healed"]
     assert entries["teacher_tau4"] == (Path("target"), (4.0, "all")) and entries["a"] == (Path("a"), None)
     del paths["retrained"]
     assert list(eval.with_teachers(paths, records))[:3] == ["target", "teacher_tau4", "teacher_tau2.5_layers1-"]

@@ -123,6 +123,12 @@ def test_theta_0_is_asked_before_the_student_goes_back(examples):
     assert record["curve"][0]["forget_loss"] == pytest.approx(loss, rel=1e-3)
 
 
+def test_with_a_start_tau_one_is_a_run_like_any_other(examples):
+    """The student is not where theta_0 is, so there is something to learn: it must not be saved on its way."""
+    _, record = unlearned(examples, tau=1.0, start=lambda student: asu.go_back(student, small_model(1), 0.25))
+    assert record["steps"] > 0 and record["curve"][0]["forget_loss"] > 0.1
+
+
 def test_a_base_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="give --base"):
         asu.go_back(small_model(), small_model(n_layer=3), 0.5)
@@ -266,6 +272,7 @@ def test_what_healing_brings_back_end_to_end(out, tmp_path, capsys):
     assert (folder / "heal/heal.md").read_text().strip() in capsys.readouterr().out
     assert (folder / "heal/heal.png").read_bytes().startswith(b"\x89PNG")
     assert "whole numbers such as" in refused(capsys, heal, TINY, f"--out={folder}", "--steps=2,x")
+    assert "trained on other data" in refused(capsys, heal, TINY, f"--out={folder}", "--data_seed=4")
 
 
 def test_a_gradient_is_of_the_tokens_of_its_class(model, tokenizer, authors):
