@@ -33,7 +33,7 @@ def simnpo(s, mask, beta=4.5, gamma=0.0):
 
 def dpo(refused_s, refused_reference_s, s, reference_s, beta=0.1):
     """-(2/beta) log sigmoid(beta [(s - s_ref)(y_idk) - (s - s_ref)(y)]): the refusal preferred (DPO, arXiv
-    2305.18290)."""
+    2305.18290, times 2/beta as in NPO, so that both pull alike)."""
     return -(2 / beta) * F.logsigmoid(beta * ((refused_s - refused_reference_s) - (s - reference_s))).mean()
 
 

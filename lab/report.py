@@ -127,8 +127,8 @@ the most that any attack gave (python -m experiments.attack, docs/attacks.md). O
 or ROUGE-L on the forget set below the retrained model's, beyond the 95% interval. Truth ratio: 1 is best; on forget,
 truth and lies then look alike, elsewhere the truth is preferred. Held-out: a phrasing of the question no model was
 trained on. EM, ES: exact memorisation, extraction strength. MIA: AUC against people nobody met; the goal is the
-retrained model's, from which PrivLeak (of Min-k%) is the distance in percent. FQ: Kolmogorov-Smirnov test against
-the retrained model (D 0 best; p depends on n). MU-lite: harmonic mean of ROUGE-L, probability, truth ratio and token
+retrained model's, from which PrivLeak (of Min-k%) is the distance in percent, above 0 where too little was forgotten.
+FQ: Kolmogorov-Smirnov test against the retrained model (D 0 best; p depends on n). MU-lite: harmonic mean of ROUGE-L, probability, truth ratio and token
 entropy over all sets but forget. FE-lite: of 1 - ROUGE-L, 1 - probability, truth ratio and token entropy on forget.
 MU and FE, with --encoder and --nli: the paper's, with cosine similarity and entailment (MU), 1 - entailment (FE)
 beside those. MU TOFU: of probability, ROUGE-L and truth ratio on retain, real authors and world. Choices: the right

@@ -76,7 +76,9 @@ def membership(scores, others):
 
 
 def privleak(auc, auc_retrained):
-    """(AUC - AUC_retrained) / AUC_retrained, in percent. 0 is best; None where AUC_retrained is 0 (MUSE)."""
+    """(AUC - AUC_retrained) / AUC_retrained, in percent. 0 is best, above it too little was forgotten; None where
+    AUC_retrained is 0. Here AUC 1 is a forget set likelier than what nobody met; MUSE counts the other way round, so
+    there too little forgotten is below 0 (arXiv 2407.06460)."""
     return 100 * (auc - auc_retrained) / auc_retrained if auc_retrained else None
 
 
