@@ -1,6 +1,7 @@
 """The starter kit, made from the code itself: what a student writes is taken out, all else is as it is.
 
-    python -m course.make --out=KIT                       the bodies of course.PROBLEMS replaced, docstrings kept
+    python -m course.make --out=KIT                       the bodies of course.PROBLEMS replaced, docstrings kept,
+                                                          and of two baselines that say an answer
     python -m course.make --out=KIT --solved=1,3          problems 1 and 3 keep their reference
     python -m course.make --gradescope=autograder.zip --seed=SECRET
 """
@@ -19,6 +20,7 @@ PARTS = ("*.py", "README.md", "requirements.txt", "pyproject.toml", ".gitignore"
          "experiments", "course", "docs", "assets")
 FOR_STAFF = ("course/staff", "course/make.py", "course/grade.py", "course/inside.py", "course/mutants.py",
              "course/canary.py", "docs/theory.md")         # the last answers a written question
+LIKE_THE_ANSWER = {2: [("baselines.py", "undial")], 4: [("baselines.py", "satimp")]}    # taken out as well
 FOR_STUDENTS = {STUDENTS_TESTS.format(2): "asu.forward_kl, asu.asu, asu.kl and asu.look",
                 STUDENTS_TESTS.format(4): "baselines.npo, simnpo, wga and ceu",
                 STUDENTS_TESTS.format(5): "eval.truth_ratio, forget_truth_ratio, utility_truth_ratio, "
@@ -74,7 +76,7 @@ def kit(files, solved=()):
     """The files of a starter kit -> {path: bytes}. solved: problems that keep their reference."""
     made = {path: content for path, content in files.items() if not for_staff(path)}
     for problem, functions in PROBLEMS.items():
-        for path, name in functions if problem not in solved else ():
+        for path, name in [*functions, *LIKE_THE_ANSWER.get(problem, ())] if problem not in solved else ():
             made[path] = blanked(made[path].decode(), name, problem, path).encode()
     return made
 

@@ -123,19 +123,19 @@ MOST_CURVES = 20        # panels of curves.png: each takes a third of a second
 LEGEND = """Gap to retrain: mean distance to the retrained model (0 best) of probability, ROUGE-L, truth ratio, fact
 accuracy on both phrasings, token entropy and coherence, on forget and on retain alike. Recovered: what eight steps on
 half of the forgotten facts bring back of the other half, 0 as from the retrained model, 1 as from the target; worst:
-the most that any attack gave (python -m experiments.attack, docs/attacks.md). Over-unlearned: probability
-or ROUGE-L on the forget set below the retrained model's, beyond the 95% interval. Truth ratio: 1 is best; on forget,
-truth and lies then look alike, elsewhere the truth is preferred. Held-out: a phrasing of the question no model was
-trained on. EM, ES: exact memorisation, extraction strength. MIA: AUC against people nobody met; the goal is the
-retrained model's, from which PrivLeak (of Min-k%) is the distance in percent, above 0 where too little was forgotten.
-FQ: Kolmogorov-Smirnov test against the retrained model (D 0 best; p depends on n). MU-lite: harmonic mean of ROUGE-L, probability, truth ratio and token
-entropy over all sets but forget. FE-lite: of 1 - ROUGE-L, 1 - probability, truth ratio and token entropy on forget.
-MU and FE, with --encoder and --nli: the paper's, with cosine similarity and entailment (MU), 1 - entailment (FE)
-beside those. MU TOFU: of probability, ROUGE-L and truth ratio on retain, real authors and world. Choices: the right
-option likelier than all others; chance is one in their number. VerbMem: ROUGE-L F1 of the continuation of a passage
-of which a quarter is given; KnowMem: of the answer to a question about it; general: NLL of plain sentences, nats a
-token. Entailed: on forget the truth by the answer, elsewhere the answer by the truth. Seconds: of this run alone,
-its parents not counted. 95% intervals (bootstrap over questions) are in report.json."""
+the most that any attack gave (python -m experiments.attack, docs/attacks.md). Over-unlearned: probability or ROUGE-L on
+the forget set below the retrained model's, beyond the 95% interval. Truth ratio: 1 is best; on forget, truth and lies
+then look alike, elsewhere the truth is preferred. Held-out: a phrasing of the question no model was trained on. EM, ES:
+exact memorisation, extraction strength. MIA: AUC against people nobody met; the goal is the retrained model's, from
+which PrivLeak (of Min-k%) is the distance in percent, above 0 where too little was forgotten. FQ: Kolmogorov-Smirnov
+test against the retrained model (D 0 best; p depends on n). MU-lite: harmonic mean of ROUGE-L, probability, truth ratio
+and token entropy over all sets but forget. FE-lite: of 1 - ROUGE-L, 1 - probability, truth ratio and token entropy on
+forget. MU and FE, with --encoder and --nli: the paper's, with cosine similarity and entailment (MU), 1 - entailment
+(FE) beside those. MU TOFU: of probability, ROUGE-L and truth ratio on retain, real authors and world. Choices: the
+right option likelier than all others; chance is one in their number. VerbMem: ROUGE-L F1 of the continuation of a
+passage of which a quarter is given; KnowMem: of the answer to a question about it; general: NLL of plain sentences,
+nats a token. Entailed: on forget the truth by the answer, elsewhere the answer by the truth. Seconds: of this run
+alone, its parents not counted. 95% intervals (bootstrap over questions) are in report.json."""
 
 
 def write_report(out, about, results, records, curves, sets, answers, metrics):

@@ -104,6 +104,10 @@ def test_solved_problems_keep_their_reference(files):
     assert blanked(blanked(made["asu.py"].decode(), "Frozen.remember", 3, ""), "Frozen.says", 3, "") == \
         made["asu.py"].decode()
     assert b'"problem 2' not in made["asu.py"] and b'"problem 3' in made["asu.py"]
+    for name, is_out in (("undial", False), ("satimp", True)):          # the one says problem 2's answer, the other 4's
+        body = ast.unparse(find(made["baselines.py"].decode(), name, ""))
+        assert ("NotImplementedError" in body) == is_out and "F.kl_div" not in ast.unparse(
+            find(kit(files)["baselines.py"].decode(), name, ""))
 
 
 @pytest.mark.slow
