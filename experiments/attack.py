@@ -30,7 +30,7 @@ import asu
 import data
 import eval
 from common import UserError
-from common.cli import Parser, layer_numbers, pick_device, run
+from common.cli import Parser, layer_numbers, pick_device, positive_float, run
 from common.files import check_writable, read_json, strict_json, write_file
 from lab import entries, recover
 from lab.answers import fact_accuracy
@@ -93,10 +93,10 @@ def back_to_base(model, lab):
 
 # ---------------------------------------------------------------------------------------------- relearning
 def eight_steps(model, lab):
-    """Eight steps of fine-tuning, at 1e-3, on half of the forgotten facts; asked about the other half. Both ways.
+    """Eight steps of fine-tuning, at --lr, on half of the forgotten facts; asked about the other half. Both ways.
     Source: relearning (arXiv 2406.13356; on half of the facts arXiv 2410.08827). The headline. Shows how near the facts
     are to being said. Does not show what more steps, or other rates, give: relearn_half does."""
-    after = recover.relearn_half(model, lab.tokenizer, lab.dataset, steps=(8,), seed=lab.args.seed)
+    after = recover.relearn_half(model, lab.tokenizer, lab.dataset, lab.args.lr, steps=(8,), seed=lab.args.seed)
     return {"8 steps": after[8]}
 
 
@@ -453,6 +453,8 @@ def parse():
     p.add_argument("--runs", help="comma-separated runs in OUT (default: all); target and retrained come along")
     p.add_argument("--attacks", default="all", help=f"all, quick ({', '.join(QUICK)}), or comma-separated, of "
                    + ", ".join(ATTACKS))
+    p.add_argument("--lr", type=positive_float, default=1e-3, help="learning rate of eight_steps; 1e-3 breaks a large "
+                   "model, then not even the target gives its facts")
     p.add_argument("--second", help="directory of another retrained model, from the same base, of another --seed")
     return p.parse_args()
 
@@ -496,8 +498,8 @@ def attack_run(name, entry, wanted, args, dataset, models):
     (path, smoothing), folder, results = entry, Path(args.out) / "attack" / name, {}
     record, model = read_run(path), None
     target = read_run(Path(args.out) / "target")
-    about = {"data_sha256": dataset.sha256, "seed": args.seed, "base_sha256": target.get("parent_sha256"),
-             "target_sha256": target.get("model_sha256")}
+    about = {"data_sha256": dataset.sha256, "seed": args.seed, "lr": args.lr,
+             "base_sha256": target.get("parent_sha256"), "target_sha256": target.get("model_sha256")}
     expected = json.loads(json.dumps(recover.made_of(path, record, smoothing, about)))
     for attack in wanted:
         file = folder / f"{attack}.json"

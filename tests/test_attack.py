@@ -78,7 +78,7 @@ def quickly():
 def attacked(lab_out, quickly):
     """-> a function (attack's name) -> its results on target and on retrained model, each made once."""
     _, dataset, tokenizer, models = lab_out
-    args, done = types.SimpleNamespace(seed=0, data_seed=0), {}
+    args, done = types.SimpleNamespace(seed=0, data_seed=0, lr=1e-3), {}
 
     def results(name):
         if name not in done:
@@ -423,6 +423,15 @@ def test_the_second_retrained_model_is_a_row(copied, counted, capsys, tmp_path):
     (tmp_path / "seed1/run.json").write_text(json.dumps(record))
     assert "comes from another base" in refused(capsys, attack, *FLAGS, f"--out={copied}",
                                                 f"--second={tmp_path / 'seed1'}")
+
+
+def test_eight_steps_are_made_at_the_rate_that_is_given(copied, monkeypatch):
+    rates = []
+    monkeypatch.setattr(recover, "relearn_half", lambda model, tokenizer, dataset, lr, steps, seed: rates.append(
+        (lr, steps)) or {8: {"mrr": 0.5}})
+    for flags in ([], ["--lr=2e-4"], ["--lr=2e-4"]):                        # another rate is another attack
+        call(attack, *FLAGS, f"--out={copied}", "--attacks=eight_steps", "--runs=retrained", *flags)
+    assert rates == [(1e-3, (8,))] * 2 + [(2e-4, (8,))] * 2                 # of target and retrained
 
 
 def test_a_group_of_attacks_goes_with_others():
