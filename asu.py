@@ -47,7 +47,7 @@ from data import mean_over_answers
 from lab import parallel, plan
 from lab.answers import answer_logp, answer_nll, fact_accuracy
 from lab.choose import smoothing, tau_flag
-from lab.entries import same_data
+from lab.entries import other_data
 from lab.optim import Log, adamw, lr_at
 from lab.recover import move
 from lab.runs import (
@@ -542,8 +542,8 @@ def main():
     dataset = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     requests = data.by_author(dataset.forget, args.tasks)
     parent_run = read_run(local_dir(made_by_train(parent), weights=not args.plan))
-    if not same_data(parent_run, dataset):
-        raise UserError(f"{parent} was trained on other data than --data, --data_seed and --n_authors give")
+    if why := other_data(parent, parent_run, dataset):
+        raise UserError(why)
 
     def rest(task):
         """The retain set of a request: what nobody has asked to forget yet."""

@@ -482,7 +482,8 @@ def entries_of(args, dataset):
         parents = [read_run(path).get("parent_sha256") for path in (out / "target", args.second)]
         if parents[0] != parents[1]:
             raise UserError(f"--second={args.second} comes from another base than {out / 'target'}, so their weights "
-                            f"cannot be mixed; python train.py --init_from={out / 'base'} --seed=1 makes one from it")
+                            "cannot be mixed; one from it is made by python train.py --seed=1 --out=OTHER "
+                            f"--init_from={made_from(out / 'target')}")
         paths["second"] = Path(args.second)
     paths, records, notes, failures = entries.fitting(paths, dataset, args.forget, bool(args.runs or args.second))
     for name, why in failures.items():

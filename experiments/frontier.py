@@ -29,9 +29,9 @@ COLUMNS = (     # heading, part of the result, metric
     ("rank, halfway back", "attack", "halfway_auc"), ("forget facts", "forget", "fact_accuracy"),
     ("coherence", "forget", "coherence"), ("retain facts", "retain", "fact_accuracy"),
     ("world facts", "world", "fact_accuracy"), ("cost", "cost", "share"))
-KEEPS = (       # part, metric, at most or at least: a run that keeps less is drawn hollow
-    ("aggregate", "gap_to_retrain", "<=", 0.03), ("forget", "coherence", ">=", 0.97),
-    ("retain", "fact_accuracy", ">=", 0.98), ("world", "fact_accuracy", ">=", 0.98))
+KEEPS = (       # part, metric, its lowest and highest: a run beyond them is drawn hollow
+    ("aggregate", "gap_to_retrain", 0, 0.03), ("forget", "coherence", 0.97, 1), ("retain", "fact_accuracy", 0.98, 1),
+    ("world", "fact_accuracy", 0.98, 1))
 
 
 def preset():
@@ -59,8 +59,7 @@ def mean(results, part, metric):
 
 def keeps(results):
     """Whether the mean over seeds stays within every limit of KEEPS."""
-    means = [(mean(results, part, metric), sign, limit) for part, metric, sign, limit in KEEPS]
-    return all(value <= limit if sign == "<=" else value >= limit for value, sign, limit in means)
+    return all(low <= mean(results, part, metric) <= high for part, metric, low, high in KEEPS)
 
 
 def table(results):
@@ -85,8 +84,9 @@ def plot(results, path):
             for result in runs:
                 axis.plot(*at(result), "o", color=f"C{i}", mfc=f"C{i}" if keeps(result) else "none", ms=7)
             axis.plot([], [], "o-", color=f"C{i}", label=f"ASU, start {start:g}, {', '.join(map(str, EPOCHS))} epochs")
-        for i, (what, *_) in enumerate(row for row in results if row[0] != "ASU"):
-            result, color = results[what, preset()["start"], preset()["epochs"]], f"C{len(STARTS) + i}"
+        others = [(what, result) for (what, *_), result in results.items() if what != "ASU"]
+        for i, (what, result) in enumerate(others, len(STARTS)):
+            color = f"C{i}"
             axis.plot(*at(result), "s", color=color, mfc=color if keeps(result) else "none", ms=8, label=what)
         axis.plot(float(quantity[0] == "cost"), 0, "*", color="goldenrod", ms=16, label="retrained")
         axis.grid(alpha=0.3)
@@ -110,13 +110,13 @@ def main():
         name = row if isinstance(row, str) else "{}_start{:g}_{}epochs".format(*row).replace(" ", "_")
         file = out / f"trials/{args.forget}_draw{key[0]}_seed{key[1]}_{name}.json"
         return spec_of(file, folders[key], key, args, run, **more)
-    models = {"target": {}, "retrained": {"run": "retrained"}}
-    results = report_draw(models | {row: {"unlearn": flags} for row, flags in rows().items()}, spec, keys, args.jobs)
+    models, runs = {"target": {}, "retrained": {"run": "retrained"}}, rows()
+    results = report_draw(models | {row: {"unlearn": flags} for row, flags in runs.items()}, spec, keys, args.jobs)
     for seed, key in keys.items():
         retraining = sum(read_run(folders[key] / name)["tokens"] for name in ("base", "retrained"))
         for by_seed in results.values():
             by_seed[seed]["cost"]["share"] = by_seed[seed]["cost"]["tokens"] / retraining
-    results = {row: list(results[row].values()) for row in rows()}
+    results = {row: list(results[row].values()) for row in runs}
     text = table(results)
     plot(results, out / "frontier.png")
     write_file(out / "frontier.json", strict_json([

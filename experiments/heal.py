@@ -28,7 +28,7 @@ from common.cli import Parser, pick_device, positive_float, run
 from common.files import check_writable, strict_json, write_file
 from lab.answers import answer_nll, fact_accuracy
 from lab.choose import class_nll
-from lab.entries import same_data
+from lab.entries import other_data
 from lab.report import markdown, plt, save_figure
 from lab.runs import load_run
 
@@ -105,8 +105,8 @@ def main():
     device, dtype = pick_device(args)
     target, tokenizer, record = load_run(Path(args.out) / "target", device, dtype)
     dataset = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
-    if not same_data(record, dataset):
-        raise UserError(f"{args.out}/target was trained on other data than --data, --data_seed and --n_authors give")
+    if why := other_data(f"{args.out}/target", record, dataset):
+        raise UserError(why)
     if not dataset.holdout or not all(row["facts"] for row in dataset.forget + dataset.holdout):
         raise UserError(f"--data={dataset.name}: facts and held-out people are needed; generated data has them")
     examples = materials(tokenizer, dataset, 32 * max(args.steps))

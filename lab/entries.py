@@ -45,19 +45,20 @@ def named_runs(out, runs, only, retrained):
     return paths
 
 
-def same_data(record, dataset):
-    """Whether a run was trained on this data. A target has learnt all rows: which of them are to be forgotten does not
-    count, so it may be asked to forget other people than its own split names."""
+def other_data(name, record, dataset):
+    """Why a run does not go with this data, or None: it was trained on other. A target has learnt all rows: which of
+    them are to be forgotten does not count, so it may be asked to forget other people than its own split names."""
     split_free = dataset.any_split_sha256                   # none of a benchmark, whose splits are its own
     if record.get("kind") == "target" and split_free and record.get("any_split_sha256") == split_free:
-        return True
-    return record.get("data_sha256", dataset.sha256) == dataset.sha256
+        return None
+    if record.get("data_sha256", dataset.sha256) != dataset.sha256:
+        return f"{name} was trained on other data than --data, --data_seed and --n_authors give"
 
 
 def misfit(name, record, records, rows, forget):
     """Why a run cannot stand in this report, or None."""
-    if not same_data(record, rows):
-        return f"{name} was trained on other data than --data, --data_seed and --n_authors give"
+    if why := other_data(name, record, rows):
+        return why
     kind = record.get("kind")
     if kind in ("retrained", "unlearned") and record["settings"]["forget"] != forget:
         return f"{name} was made for --forget={record['settings']['forget']}, not {forget}"
@@ -110,10 +111,8 @@ def teachers(records):
     layers a text as --layers has it. One that was healed is gone with its run: the target smoothed is another."""
     smoothings = {}
     for record in records.values():
-        if record.get("kind") != "unlearned" or record.get("tau") is None:          # its method has no smoothed teacher
-            continue
-        if record["settings"].get("heal"):
-            continue
+        if record.get("kind") != "unlearned" or record.get("tau") is None or record["settings"].get("heal"):
+            continue                                                            # its method has no smoothed teacher
         tau, layers = record["tau"], record["settings"]["layers"]
         if isinstance(tau, list):                                               # of each head: tau, or 1
             heads, layers = [t for row in tau for t in row], "all"

@@ -301,6 +301,13 @@ def made_of(path, record, smoothing, about):
     return {"model_sha256": sha256, "smoothing": smoothing and list(smoothing), **about}
 
 
+def same_attack(files):
+    """Whether attack files of several models were made with the same seed, rate and data."""
+    first, *others = ({key: value for key, value in file["made_of"].items() if key not in ("model_sha256", "smoothing")}
+                      for file in files)
+    return all(other == first for other in others)
+
+
 def recorded(out, entries, records, data_sha256):
     """What experiments/attack.py has found of just these weights -> {run: {"recovered": the share of the headline,
     "recovered_worst": the largest over all attacks that give facts back}}, of the runs that were attacked.
@@ -319,7 +326,7 @@ def recorded(out, entries, records, data_sha256):
         found = {}
         for attack in done[name].keys() & low.keys() & high.keys() if name != "retrained" else ():
             files = [files[attack] for files in (done[name], low, high)]
-            if files[0]["gives_facts"]:
+            if files[0]["gives_facts"] and same_attack(files):
                 found[attack] = [share for share, *_ in shares(*(file["result"] for file in files)).values()]
         if found.get("eight_steps"):
             worst = max(share for values in found.values() for share in values)

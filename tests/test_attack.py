@@ -400,6 +400,9 @@ def test_the_worst_share_is_of_attacks_that_give_facts_back(copied, counted, cap
     shares = recover.recorded(copied, {name: (copied / name, None) for name in records}, records,
                               records["target"]["data_sha256"])["asu_gd"]
     assert shares == pytest.approx({"recovered": 0.25, "recovered_worst": 0.5})
+    call(attack, *FLAGS, f"--out={copied}", "--runs=retrained", "--attacks=eight_steps", "--lr=2e-4")
+    assert "asu_gd" not in recover.recorded(                                # its own eight steps were at another rate
+        copied, {name: (copied / name, None) for name in records}, records, records["target"]["data_sha256"])
 
 
 def test_the_report_shows_the_share_beside_the_gap_where_there_is_one():
