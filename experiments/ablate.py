@@ -22,9 +22,8 @@ import train
 from common import UserError
 from common.cli import Parser, pick_device, run
 from common.files import check_writable, strict_json, write_file
-from experiments.compare import mean_sd
 from experiments.trials import draws, gaps, run_trials, spec_of, trial_flags
-from lab.report import markdown, plt, save_figure
+from lab.report import markdown, mean_sd, plt, save_figure
 from lab.runs import load_run
 from lab.scores import TAUS as CURVE
 from lab.scores import by_class, score

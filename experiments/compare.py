@@ -14,7 +14,6 @@ Fixed before any number was seen:
    likes best on the development draw; intervals are Student's t.
 """
 
-import copy
 import json
 from pathlib import Path
 
@@ -24,9 +23,18 @@ import scipy.stats
 from common import UserError
 from common.cli import Parser, positive_int, run, whole
 from common.files import check_writable, write_file
-from experiments.trials import NO_FLAGS, draws, gaps, run_trials, spec_of, trial_flags
-from lab import recover
-from lab.report import markdown, plt, save_figure
+from experiments.trials import (
+    NO_FLAGS,
+    OTHER_SEED,
+    draws,
+    gaps,
+    report_draw,
+    run_trials,
+    spec_of,
+    trial_flags,
+    values_of,
+)
+from lab.report import markdown, mean_sd, plt, save_figure
 
 LR, C_FORGET, ENOUGH = (1e-4, 3e-3), (0.1, 3.0), 0.95
 PAPER_FORM = dict(layers="all", heads="all", alpha=1.0)
@@ -67,7 +75,6 @@ COLUMNS = (     # heading, part of the result, metric; one that no row has is le
     ("retain facts", "retain", "fact_accuracy"), ("held-out", "retain", "fact_accuracy_heldout_phrasing"),
     ("prob.", "retain", "probability"), ("ROUGE-L", "retain", "rouge_l"),
     ("MU-lite", "aggregate", "model_utility_lite"), ("FE-lite", "aggregate", "forget_efficacy_lite"))
-OTHER_SEED = "retrained, other seed"            # a row: how far apart two retrained models are
 
 
 def parse():
@@ -144,43 +151,6 @@ def rows_of(chosen):
     return rows | {method: {"unlearn": settings} for method, settings in chosen.items()}
 
 
-def report_draw(rows, spec, keys, jobs):
-    """Run every row for every seed -> {row: {seed: result}}, held against the retrained model of the same seed.
-
-    rows: as of rows_of; keys: {seed: key of the draw}."""
-    specs = {}
-    for seed, key in keys.items():
-        for row, settings in rows.items():
-            if "unlearn" in (settings or {}):
-                settings = {"unlearn": settings["unlearn"] | {"seed": seed}}
-            if row != OTHER_SEED:
-                specs[row, seed] = spec(row, key, attack="smoothing" not in settings, **settings)
-    done = run_trials(specs, jobs, "reported")
-    seeds = list(keys)
-    for seed, other in zip(seeds, seeds[1:] + seeds[:1]):
-        if other != seed and OTHER_SEED in rows:
-            done[OTHER_SEED, seed] = copy.deepcopy(done["retrained", other])
-    results = {}
-    for row in rows:
-        for seed in seeds:
-            if (row, seed) in done:
-                results.setdefault(row, {})[seed] = done[row, seed]["result"]
-                if row != "retrained":
-                    gaps([done[row, seed]], done["retrained", seed])
-    add_recovered(results)
-    return results
-
-
-def add_recovered(results):
-    """The recovered share (lab/recover.py) of every row that was attacked, against the models of the same seed. Not of
-    the other seed's retrained model: every pair is there both ways, so the mean would be 0 whatever they are."""
-    for row, by_seed in results.items():
-        for seed, result in by_seed.items():
-            if "attack" in result and row != OTHER_SEED:
-                models = result, results["retrained"][seed], results["target"][seed]
-                result["attack"]["recovered"] = recover.attacked(*(model["attack"] for model in models))
-
-
 def measure_costs(chosen, spec, key):
     """Two epochs of each method, alone on the machine and in a process of its own -> {method: {seconds, peak_mb,
     ms_per_step}}, seconds of the whole run. What comes before the first step (choosing heads, asking theta_0) is paid
@@ -211,20 +181,6 @@ def differences(results, methods, reference):
 
 
 # ------------------------------------------------------------------------------------------- what is written
-def mean_sd(values):
-    """Mean ± sample standard deviation as text; "-" where there are no values."""
-    values = [v for v in values if v is not None]
-    if not values:
-        return "-"
-    digits = ".0e" if 0 < max(map(abs, values)) < 1e-3 else ".3f"
-    return f"{np.mean(values):{digits}}" + (f" ± {np.std(values, ddof=1):{digits}}" if len(values) > 1 else "")
-
-
-def values_of(results, part, metric):
-    """One quantity of many results; None where a result has none."""
-    return [result.get(part, {}).get(metric) for result in results]
-
-
 def broken(results, retrained):
     """Whether a row's answers are sentences much less often than the retrained model's, in the mean over seeds."""
     coherence, wanted = (np.mean(values_of(rows, "forget", "coherence")) for rows in (results, retrained))

@@ -16,9 +16,8 @@ import numpy as np
 import asu
 from common.cli import Parser, expand_preset, run
 from common.files import check_writable, strict_json, write_file
-from experiments.compare import mean_sd, report_draw, values_of
-from experiments.trials import NO_FLAGS, draws, spec_of, trial_flags
-from lab.report import markdown, plt, save_figure
+from experiments.trials import NO_FLAGS, draws, report_draw, spec_of, trial_flags, values_of
+from lab.report import markdown, mean_sd, plt, save_figure
 from lab.runs import read_run
 
 STARTS, EPOCHS = (0.0, 0.15, 0.3, 0.5, 1.0), (8, 16, 35)

@@ -6,6 +6,7 @@ on where it stopped.
 
 import concurrent.futures
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -164,3 +165,49 @@ def gaps(trials, retrained):
     for done in trials:
         eval.compare({"trial": done["result"], "retrained": retrained["result"]},
                      {"trial": done["values"], "retrained": retrained["values"]})
+
+
+# --------------------------------------------------------------------------------------- rows by seeds
+OTHER_SEED = "retrained, other seed"            # a row: how far apart two retrained models are
+
+
+def report_draw(rows, spec, keys, jobs):
+    """Run every row for every seed -> {row: {seed: result}}, held against the retrained model of the same seed.
+
+    rows: {row: more of its trial's spec, see trial()}, and None for OTHER_SEED; keys: {seed: key of the draw}."""
+    specs = {}
+    for seed, key in keys.items():
+        for row, settings in rows.items():
+            if "unlearn" in (settings or {}):
+                settings = {"unlearn": settings["unlearn"] | {"seed": seed}}
+            if row != OTHER_SEED:
+                specs[row, seed] = spec(row, key, attack="smoothing" not in settings, **settings)
+    done = run_trials(specs, jobs, "reported")
+    seeds = list(keys)
+    for seed, other in zip(seeds, seeds[1:] + seeds[:1]):
+        if other != seed and OTHER_SEED in rows:
+            done[OTHER_SEED, seed] = copy.deepcopy(done["retrained", other])
+    results = {}
+    for row in rows:
+        for seed in seeds:
+            if (row, seed) in done:
+                results.setdefault(row, {})[seed] = done[row, seed]["result"]
+                if row != "retrained":
+                    gaps([done[row, seed]], done["retrained", seed])
+    add_recovered(results)
+    return results
+
+
+def add_recovered(results):
+    """The recovered share (lab/recover.py) of every row that was attacked, against the models of the same seed. Not of
+    the other seed's retrained model: every pair is there both ways, so the mean would be 0 whatever they are."""
+    for row, by_seed in results.items():
+        for seed, result in by_seed.items():
+            if "attack" in result and row != OTHER_SEED:
+                models = result, results["retrained"][seed], results["target"][seed]
+                result["attack"]["recovered"] = recover.attacked(*(model["attack"] for model in models))
+
+
+def values_of(results, part, metric):
+    """One quantity of many results; None where a result has none."""
+    return [result.get(part, {}).get(metric) for result in results]

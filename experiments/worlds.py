@@ -16,9 +16,8 @@ from pathlib import Path
 from common import UserError
 from common.cli import Parser, positive_int, run
 from common.files import check_writable, write_file
-from experiments.compare import mean_sd
 from experiments.trials import run_script
-from lab.report import markdown
+from lab.report import markdown, mean_sd
 
 # scenario -> {method: flags of asu.py}, columns (heading, set, metric)
 METHODS = {

@@ -4,6 +4,7 @@ import io
 import textwrap
 
 import matplotlib
+import numpy as np
 
 from common.files import strict_json, write_file
 
@@ -78,6 +79,15 @@ def table(runs, columns):
         flag += " (not measured)" if "not_measured" in result else ""
         lines.append([name + flag, *(cell(result.get(part, {}).get(key)) for _, part, key in columns)])
     return markdown(lines)
+
+
+def mean_sd(values):
+    """Mean ± sample standard deviation as text; "-" where there are no values."""
+    values = [v for v in values if v is not None]
+    if not values:
+        return "-"
+    digits = ".0e" if 0 < max(map(abs, values)) < 1e-3 else ".3f"
+    return f"{np.mean(values):{digits}}" + (f" ± {np.std(values, ddof=1):{digits}}" if len(values) > 1 else "")
 
 
 def cell(value):

@@ -17,6 +17,7 @@ from common import UserError
 from experiments import ablate, compare, continual, frontier, trials, worlds
 from lab import choose, recover
 from lab.answers import answer_nll
+from lab.report import mean_sd
 from lab.runs import load_run
 from tests.conftest import HOME, call, refused
 
@@ -24,7 +25,7 @@ SMALL = "@config/tiny.args --n_authors=10 --phrasings=1 --base_rows=64 --n_layer
 FLAGS = [f"--train_flags={SMALL}", "--n_authors=10", "--max_rows=4", "--jobs=1"]
 
 
-RUN_SCRIPT = trials.run_script
+RUN_SCRIPT, RUN_TRIALS = trials.run_script, trials.run_trials
 
 
 def script_here(name, flags, threads=None):
@@ -46,7 +47,7 @@ def here():
         patch.setattr(train, "fact_accuracy", lambda model, tokenizer, rows: 0.0)
         for module in (trials, continual, worlds):
             patch.setattr(module, "run_script", script_here)
-        for module in (compare, ablate):
+        for module in (trials, compare, ablate):
             patch.setattr(module, "run_trials", trials_here)
         yield
 
@@ -118,14 +119,14 @@ def test_every_row_is_held_against_the_retrained_model_of_its_own_seed(monkeypat
     def run_trials(given, jobs, label):
         specs.update(given)
         return {key: {"result": {"key": key}, "values": key} for key in given}
-    monkeypatch.setattr(compare, "run_trials", run_trials)
-    monkeypatch.setattr(compare, "gaps", lambda ones, retrained: pairs.extend(
+    monkeypatch.setattr(trials, "run_trials", run_trials)
+    monkeypatch.setattr(trials, "gaps", lambda ones, retrained: pairs.extend(
         (one["result"]["key"], retrained["values"]) for one in ones))
     chosen = {m: compare.settings_at((0.5, 0.5, 0.5), m, 5) for m in ("ASU_GD", "NPO_GD")}
-    results = compare.report_draw(
+    results = trials.report_draw(
         compare.rows_of(chosen), lambda name, key, run="target", **more: (name, key, run, more),
         {0: "k0", 1: "k1", 2: "k2"}, 1)
-    assert list(results) == ["target", "retrained", compare.OTHER_SEED, "teacher of ASU_GD", "ASU_GD", "NPO_GD"]
+    assert list(results) == ["target", "retrained", trials.OTHER_SEED, "teacher of ASU_GD", "ASU_GD", "NPO_GD"]
     others = [((row, seed), against) for (row, seed), against in pairs if row == "retrained"]
     assert others == [(("retrained", seed), ("retrained", (seed - 1) % 3)) for seed in (1, 2, 0)]
     own = [((row, seed), against) for (row, seed), against in pairs if row != "retrained"]
@@ -142,11 +143,11 @@ def test_the_recovered_share_is_of_the_same_seeds_target_and_retrained_model():
     def attacked(*mrr):
         return {seed: {"attack": {"relearn8": {"mrr": x}}} for seed, x in enumerate(mrr)}
     results = {"target": attacked(1.0, 0.9), "retrained": attacked(0.2, 0.1), "NPO_GD": attacked(0.6, 0.7),
-               "teacher of ASU_GD": {0: {}, 1: {}}, compare.OTHER_SEED: attacked(0.1, 0.2)}
-    compare.add_recovered(results)
+               "teacher of ASU_GD": {0: {}, 1: {}}, trials.OTHER_SEED: attacked(0.1, 0.2)}
+    trials.add_recovered(results)
     assert [results["NPO_GD"][seed]["attack"]["recovered"] for seed in (0, 1)] == pytest.approx([0.5, 0.75])
     assert results["target"][1]["attack"]["recovered"] == 1 and results["teacher of ASU_GD"] == {0: {}, 1: {}}
-    assert "recovered" not in results[compare.OTHER_SEED][0]["attack"]      # its mean would be 0, whatever they are
+    assert "recovered" not in results[trials.OTHER_SEED][0]["attack"]      # its mean would be 0, whatever they are
 
 
 def test_differences_are_paired_by_seed():
@@ -163,8 +164,8 @@ def test_paired_interval_is_students():
     mean, low, high = compare.paired(d)
     interval = scipy.stats.ttest_1samp(d, 0).confidence_interval(0.95)
     assert (mean, low, high) == pytest.approx((np.mean(d), interval.low, interval.high))
-    assert compare.mean_sd([0.1, 0.3]) == "0.200 ± 0.141" and compare.mean_sd([1e-9]) == "1e-09"
-    assert compare.mean_sd([None]) == compare.mean_sd([]) == "-"
+    assert mean_sd([0.1, 0.3]) == "0.200 ± 0.141" and mean_sd([1e-9]) == "1e-09"
+    assert mean_sd([None]) == mean_sd([]) == "-"
 
 
 def test_a_step_costs_what_the_last_ones_took_and_the_rest_is_paid_once(monkeypatch):
@@ -261,7 +262,7 @@ def test_a_trial_that_is_not_there_is_run_in_a_process_of_its_own(out, tmp_path)
     before = {name: trials.trial(spec)["result"] for name, spec in specs.items()}
     (tmp_path / "retrained.json").unlink()
     stamp = (tmp_path / "target.json").stat().st_mtime_ns
-    done = trials.run_trials(specs, 2, "one", fresh=True)
+    done = RUN_TRIALS(specs, 2, "one", fresh=True)
     assert done["target"]["result"] == before["target"]
     assert done["retrained"]["result"]["forget"]["fact_nll"] == before["retrained"]["forget"]["fact_nll"]
     assert (tmp_path / "target.json").stat().st_mtime_ns == stamp and (tmp_path / "retrained.json").exists()
@@ -398,7 +399,7 @@ def test_the_dial_end_to_end(done, out, monkeypatch, capsys):
     assert points[16, "student"]["gap to retrain"] != points[16, "teacher"]["gap to retrain"]
     cells = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
     [line] = [line for line in cells if line[1:4] == ["16", "student", "4"]]
-    assert line[4] == compare.mean_sd(points[16, "student"]["fact NLL"])
+    assert line[4] == mean_sd(points[16, "student"]["fact NLL"])
     assert (done / "ablate/temper.png").read_bytes().startswith(b"\x89PNG") and not (done / "ablate/temper16").exists()
 
 
@@ -563,7 +564,7 @@ def test_worlds_runs_a_scenario_on_several_draws(tmp_path, monkeypatch):
         assert [results[row] for row in results] == [runs[name] for name in ("target", "retrained", "m0")]
         assert runs["m0"]["aggregate"]["gap_to_retrain"] is not None
     values = [results["before"]["forget"]["choice_accuracy"] for results in draws]
-    assert compare.mean_sd(values) in (tmp_path / "worlds/hazards.md").read_text()
+    assert mean_sd(values) in (tmp_path / "worlds/hazards.md").read_text()
 
 
 @pytest.mark.slow
