@@ -3,7 +3,8 @@
     python -m experiments.analyze                      OUT/analyze/analyze.json and seven figures
     python -m experiments.analyze --runs=asu_gd,npo_gd
 
-From OUT/target, the unlearned runs (the teacher is that of the first that had one), and OUT/retrained if it is there:
+From OUT/target, the unlearned runs (the teacher is that of the first that had one; of a run with --heal it is healed
+again, and the target smoothed but not healed stands beside it), and OUT/retrained if it is there:
 
     tokens.png      attention entropy and NLL of fact, name and function tokens against tau
     heads.png       the same temperature in one head, or one layer, alone: what each costs
@@ -17,11 +18,13 @@ Intervals are 95%, bootstrap over questions. The questions are training phrasing
 others.
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import asu
 import data
 import eval
 from common import UserError
@@ -277,22 +280,31 @@ def read_records(dataset, args):
 
 
 def teacher_of(records, n_layer, args):
-    """The first forget-teacher -> its tau; at: t -> keywords that smooth a model where it does, at temperature t; the
-    numbers of the layers that it smooths; and these in words."""
-    teachers = list(entries.teachers(records).values())
-    if not teachers:
+    """The first forget-teacher -> the run's record; its tau; at: t -> keywords that smooth a model where it does, at
+    temperature t; the numbers of the layers that it smooths; and these in words."""
+    taught = [record for record in records.values() if entries.teacher(record)]
+    if not taught:
         raise UserError(f"--runs={args.runs}: none of them was unlearned by a forget-teacher; give one that was, as "
                         "asu_gd")
-    tau, words = teachers[0]
+    _, (tau, words) = entries.teacher(taught[0])
     if not isinstance(tau, list):
         layers = layer_numbers(words, n_layer)
-        return tau, lambda t: {"tau": t, "layers": layers}, list(range(n_layer)) if layers is None else layers, words
+        smoothed = list(range(n_layer)) if layers is None else layers
+        return taught[0], tau, lambda t: {"tau": t, "layers": layers}, smoothed, words
     table = tau                                                                         # tau or 1 for every head
 
     def at(t):
         return {"tau": [[t if x > 1 else 1.0 for x in heads] for heads in table]}
     smoothed = [layer for layer, heads in enumerate(table) if max(heads) > 1]
-    return max(map(max, table)), at, smoothed, "some heads of " + words
+    return taught[0], max(map(max, table)), at, smoothed, "some heads of " + words
+
+
+def healed(target, tokenizer, dataset, record, smoothing):
+    """The healed teacher of a run, made again as the run made it: it speaks at its tau only."""
+    settings = Namespace(**vars(asu.parse([])) | record["settings"])
+    strangers = asu.keywords(settings, tokenizer, dataset, dataset.forget, dataset.retain)["strangers"]
+    return asu.heal(target, strangers, settings.heal, settings.heal_lr, settings.batch_size,
+                    micro_batches=settings.micro_batches, seed=settings.seed, **smoothing)
 
 
 def questions(dataset, args):
@@ -317,8 +329,8 @@ def measure(models, tokenizer, sets, slot_values, smoothed, at, tau, row):
         classes[part] = [data.token_classes(tokenizer, r["answer"], r["facts"], r["author"]) for r in rows]
     forget = examples["forget"], classes["forget"]
     report["tokens"] = {"tau": TAUS, "target": [tokens_of(target, *forget, smoothed, **at(t)) for t in TAUS],
-                        "runs": {name: tokens_of(model, *forget, smoothed) for name, (model, _) in models.items()
-                                 if name not in ("target", "teacher")}}
+                        "runs": {name: tokens_of(model, *forget, smoothed) for name, (model, smoothing) in models.items()
+                                 if model is not target and not smoothing}}
     print("tokens", flush=True)
     report["heads"] = head_gains(target, *forget, tau)
     print("heads", flush=True)
@@ -326,7 +338,7 @@ def measure(models, tokenizer, sets, slot_values, smoothed, at, tau, row):
     layer = max(smoothed, key=lambda i: fact_gain[i].max())
     report["attention"] = attention_part(models, tokenizer, sets["forget"][row], examples["forget"][row],
                                          classes["forget"][row], layer, int(fact_gain[layer].argmax()))
-    report["teacher"] = {"tau": TAUS, **teacher_rows(target, tokenizer, sets, slot_values, at)}
+    report["teacher"] = {"tau": TAUS, **teacher_rows(models["teacher"][0], tokenizer, sets, slot_values, at)}
     print("teacher", flush=True)
     report["entropy"] = {}
     for part in sets:
@@ -349,9 +361,12 @@ def main():
     target, tokenizer, _ = load_run(out / "target", device, dtype)
     dataset = data.load(args.data, args.forget, args.out, args.data_seed, args.n_authors)
     records = read_records(dataset, args)
-    tau, at, smoothed, layers = teacher_of(records, target.config.n_layer, args)
+    record, tau, at, smoothed, layers = teacher_of(records, target.config.n_layer, args)
     sets = questions(dataset, args)
     models = {"target": (target, {}), "teacher": (target, at(tau))}
+    if record["settings"].get("heal"):
+        models["teacher"] = healed(target, tokenizer, dataset, record, at(tau)), at(tau)
+        models["not healed"] = target, at(tau)
     for name in records:
         if name != "target":
             models[name] = load_run(out / name, device, dtype)[0], {}

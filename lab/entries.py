@@ -106,21 +106,23 @@ def noting(failures, name):
         print(f"{name}: not measured: {why}", flush=True)
 
 
+def teacher(record):
+    """The forget-teacher of a run that had one -> name, (tau, layers): tau a number, or a table of heads; layers a text
+    as --layers has it. None of any other run."""
+    if record.get("kind") != "unlearned" or record.get("tau") is None:
+        return None
+    tau, layers = record["tau"], record["settings"]["layers"]
+    if isinstance(tau, list):                                                   # of each head: tau, or 1
+        heads = [t for row in tau for t in row]
+        return f"teacher_tau{max(heads):g}_{sum(t != 1 for t in heads)}heads", (tau, "all")
+    return f"teacher_tau{tau:g}" + ("" if layers == "all" else f"_layers{layers}"), (tau, layers)
+
+
 def teachers(records):
-    """The forget-teachers of the runs that had one -> {name: (tau, layers)}: tau a number, or a table of heads;
-    layers a text as --layers has it. One that was healed is gone with its run: the target smoothed is another."""
-    smoothings = {}
-    for record in records.values():
-        if record.get("kind") != "unlearned" or record.get("tau") is None or record["settings"].get("heal"):
-            continue                                                            # its method has no smoothed teacher
-        tau, layers = record["tau"], record["settings"]["layers"]
-        if isinstance(tau, list):                                               # of each head: tau, or 1
-            heads, layers = [t for row in tau for t in row], "all"
-            name = f"teacher_tau{max(heads):g}_{sum(t != 1 for t in heads)}heads"
-        else:
-            name = f"teacher_tau{tau:g}" + ("" if layers == "all" else f"_layers{layers}")
-        smoothings[name] = tau, layers
-    return smoothings
+    """The forget-teachers of the runs that had one -> {name: (tau, layers)}, see teacher. One that was healed is gone
+    with its run: the target smoothed is another."""
+    found = [teacher(record) for record in records.values() if not record.get("settings", {}).get("heal")]
+    return dict(pair for pair in found if pair)
 
 
 def with_teachers(paths, records):

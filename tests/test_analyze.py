@@ -238,12 +238,32 @@ def test_the_same_command_gives_the_same_digits(analyzed, capsys):
     assert "true token first with retrained, at slots {:.3f} [{:.3f}, {:.3f}], ".format(*first) in printed
 
 
+@pytest.mark.slow
+def test_a_healed_teacher_is_healed_again_as_the_run_did_it(analyzed, monkeypatch):
+    """The model that analyze shows as the teacher has the weights of the one that taught, and the target smoothed but
+    not healed stands beside it."""
+    heal, made = asu.heal, []
+
+    def keep(*args, **keywords):
+        made.append(heal(*args, **keywords))
+        return made[-1]
+    monkeypatch.setattr(asu, "heal", keep)
+    call(asu, TINY, f"--out={analyzed}", "--epochs=1", "--layers=1-", "--tau=8", "--heal=3", "--seed=5", "--name=healed")
+    call(analyze, TINY, f"--out={analyzed}", "--runs=healed", "--max_rows=5")
+    taught, shown = (model.state_dict() for model in made)
+    assert all(torch.equal(taught[name], shown[name]) for name in taught)
+    report = json.loads((analyzed / "analyze/analyze.json").read_text())
+    assert list(report["lens"]) == ["target", "teacher", "not healed", "healed", "retrained"]
+    assert report["lens"]["teacher"] != report["lens"]["not healed"]
+    assert list(report["tokens"]["runs"]) == ["healed", "retrained"]
+
+
 def test_a_teacher_of_some_heads_keeps_its_heads_at_every_temperature():
     record = {"kind": "unlearned", "settings": {"method": "asu", "layers": "all"}, "tau": [[1.0, 1.0], [9.0, 1.0]]}
-    tau, at, smoothed, words = analyze.teacher_of({"run": record}, 2, None)
+    _, tau, at, smoothed, words = analyze.teacher_of({"run": record}, 2, None)
     assert (tau, smoothed, words) == (9, [1], "some heads of all")
     assert at(4.0) == {"tau": [[1.0, 1.0], [4.0, 1.0]]}
-    tau, at, smoothed, words = analyze.teacher_of({"run": record | {"tau": 3.0}}, 2, None)
+    _, tau, at, smoothed, words = analyze.teacher_of({"run": record | {"tau": 3.0}}, 2, None)
     assert (tau, at(4.0), smoothed, words) == (3, {"tau": 4.0, "layers": None}, [0, 1], "all")
 
 
