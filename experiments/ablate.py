@@ -86,7 +86,7 @@ def plot_ablation(report, path):
         axis.set(title=title, ylim=(-0.03, 1.03))
         axis.set_xticks(range(len(points)), [str(point["setting"][moves]) for point in points])
         axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=7)
+    axes[0, -1].legend(fontsize=7, loc="center right")
     save_figure(figure, path)
 
 
