@@ -329,8 +329,8 @@ def measure(models, tokenizer, sets, slot_values, smoothed, at, tau, row):
         classes[part] = [data.token_classes(tokenizer, r["answer"], r["facts"], r["author"]) for r in rows]
     forget = examples["forget"], classes["forget"]
     report["tokens"] = {"tau": TAUS, "target": [tokens_of(target, *forget, smoothed, **at(t)) for t in TAUS],
-                        "runs": {name: tokens_of(model, *forget, smoothed) for name, (model, smoothing) in models.items()
-                                 if model is not target and not smoothing}}
+                        "runs": {name: tokens_of(model, *forget, smoothed) for name, (model, smoothing)
+                                 in models.items() if model is not target and not smoothing}}
     print("tokens", flush=True)
     report["heads"] = head_gains(target, *forget, tau)
     print("heads", flush=True)

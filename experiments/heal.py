@@ -11,7 +11,8 @@ The smoothed target is healed (asu.heal) on three kinds of rows, so many steps e
 
 Of the healed teacher at tau, on the forget set: the NLL of fact, function and name tokens, facts stated, and the cosine
 between the gradient of its fact tokens' NLL and that of the retain set's, or of people nobody met. Where the two agree,
-a step that teaches the one teaches the other.
+a step that teaches the one teaches the other. On people nobody met also the share of whole sentences: when they are
+whole, it has healed, and no question of the test was asked for that.
 """
 
 import itertools
@@ -26,11 +27,12 @@ import data
 from common import UserError
 from common.cli import Parser, pick_device, positive_float, run
 from common.files import check_writable, strict_json, write_file
-from lab.answers import answer_nll, fact_accuracy
+from lab.answers import answer_nll, ask, fact_accuracy
 from lab.choose import class_nll
 from lab.entries import other_data
 from lab.report import markdown, plt, save_figure
 from lab.runs import load_run
+from lab.said import answer_kind
 
 CLASSES = {"function": data.FUNCTION, "fact": data.FACT, "name": data.NAME}        # in the order of class_nll
 ROWS = 120              # of the retain set and the held-out people, evenly spaced
@@ -70,7 +72,7 @@ def gradient(model, tokenizer, rows, kind, **smoothing):
 
 def measured(model, tokenizer, dataset, tau):
     """One teacher -> {"nll": {class: nats}, "nobody": fact NLL of people nobody met, "stated", "cosine": {set: of the
-    fact tokens' gradients, forget set against it}}."""
+    fact tokens' gradients, forget set against it}, "whole": share of whole sentences about people nobody met}."""
     model.requires_grad_(True)
     retain, nobody = data.evenly(dataset.retain, ROWS), data.evenly(dataset.holdout, ROWS)
     forget = gradient(model, tokenizer, dataset.forget, data.FACT, tau=tau)
@@ -78,7 +80,11 @@ def measured(model, tokenizer, dataset, tau):
     for name, rows in (("retain", retain), ("nobody", nobody)):
         other = gradient(model, tokenizer, rows, data.FACT, tau=tau)
         cosine[name] = torch.nn.functional.cosine_similarity(forget, other, dim=0).item()
+    answers = ask(model, tokenizer, [row["question"] for row in nobody], tau=tau)
+    slot_values = data.slot_values([*dataset.holdout, *dataset.retain])
+    whole = [answer_kind(answer, row, slot_values) != "gibberish" for answer, row in zip(answers, nobody)]
     return {"nll": dict(zip(CLASSES, class_nll(model, tokenizer, dataset.forget, tau=tau))), "cosine": cosine,
+            "whole": sum(whole) / len(whole),
             "nobody": class_nll(model, tokenizer, nobody, tau=tau)[data.FACT],
             "stated": fact_accuracy(model, tokenizer, dataset.sets["forget"], tau=tau)}
 
@@ -112,13 +118,15 @@ def main():
     examples = materials(tokenizer, dataset, 32 * max(args.steps))
     smoothed = measured(target, tokenizer, dataset, args.tau)
     points = {kind: {0: smoothed} for kind in examples}
-    lines = [["healed on", "steps", *CLASSES, "fact, nobody", "facts stated", "cosine to retain", "to nobody"]]
+    lines = [["healed on", "steps", *CLASSES, "fact, nobody", "facts stated", "whole, nobody", "cosine to retain",
+              "to nobody"]]
     for kind, steps in itertools.product(examples, [0, *args.steps]):
         if steps:
             healed = asu.heal(target, examples[kind], steps, args.heal_lr, tau=args.tau, seed=args.seed)
             points[kind][steps] = measured(healed, tokenizer, dataset, args.tau)
         point = points[kind][steps]
-        numbers = [*point["nll"].values(), point["nobody"], point["stated"], *point["cosine"].values()]
+        numbers = [*point["nll"].values(), point["nobody"], point["stated"], point["whole"],
+                   *point["cosine"].values()]
         lines.append([kind, str(steps), *(f"{x:.2f}" for x in numbers)])
         print(f"{kind}, {steps} steps: " + ", ".join(f"{head} {x}" for head, x in zip(lines[0][2:], lines[-1][2:])),
               flush=True)

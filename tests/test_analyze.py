@@ -248,7 +248,8 @@ def test_a_healed_teacher_is_healed_again_as_the_run_did_it(analyzed, monkeypatc
         made.append(heal(*args, **keywords))
         return made[-1]
     monkeypatch.setattr(asu, "heal", keep)
-    call(asu, TINY, f"--out={analyzed}", "--epochs=1", "--layers=1-", "--tau=8", "--heal=3", "--seed=5", "--name=healed")
+    healing = "--tau=8", "--heal=3", "--seed=5", "--name=healed"
+    call(asu, TINY, f"--out={analyzed}", "--epochs=1", "--layers=1-", *healing)
     call(analyze, TINY, f"--out={analyzed}", "--runs=healed", "--max_rows=5")
     taught, shown = (model.state_dict() for model in made)
     assert all(torch.equal(taught[name], shown[name]) for name in taught)

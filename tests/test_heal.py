@@ -275,6 +275,22 @@ def test_what_healing_brings_back_end_to_end(out, tmp_path, capsys):
     assert "trained on other data" in refused(capsys, heal, TINY, f"--out={folder}", "--data_seed=4")
 
 
+def test_sentences_about_people_nobody_met_are_whole_or_not(out, monkeypatch):
+    """All as they were written but one that breaks off and one that is about something else."""
+    target, tokenizer, _ = load_run(out / "target")
+    rows = data.load(out=out, n_authors=20)
+    nobody = data.evenly(rows.holdout, heal.ROWS)
+    said = {row["question"]: row["answer"] for row in nobody}
+    first, second = list(said)[:2]
+    said[first], said[second] = said[first][:10], "It rains."
+
+    def ask(model, tokenizer, questions, tau):
+        assert tau == 4.0
+        return [said[question] for question in questions]
+    monkeypatch.setattr(heal, "ask", ask)
+    assert heal.measured(target, tokenizer, rows, 4.0)["whole"] == pytest.approx(1 - 2 / len(nobody))
+
+
 def test_a_gradient_is_of_the_tokens_of_its_class(model, tokenizer, authors):
     """Fact tokens alone: by hand, one row after another."""
     rows = authors[0][:3]
