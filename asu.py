@@ -10,8 +10,8 @@
     python asu.py --method=npo                          another method on the same loop, see baselines.py
     python asu.py --forget=forget50 --tasks=5           requests one after another: OUT/asu_gd_1of5, ...
 
-theta_0 is the model before unlearning, theta the student, which starts there. The forget-teacher is theta_0 with every
-attention softmax of the smoothed layers taken at temperature tau:
+theta_0 is the model before unlearning, theta the student, which starts there (or, with --start, on the way back to the
+base). The forget-teacher is theta_0 with every attention softmax of the smoothed layers taken at temperature tau:
 
     A_tau = softmax( Q K^T / (tau sqrt(d)) + causal mask )
 
@@ -27,7 +27,8 @@ x is the prompt, y the answer of T tokens, EOS included; prompt and padding coun
 runs at tau = 1.
 
 A large model's language survives smoothing, a small one's only if it was trained to: see --temper in train.py. Where
-it does not, --heads=auto smooths only the heads that facts need. That and --alpha above 1 are ours, not the paper's.
+it does not, --heal trains the smoothed model to speak again, and --heads=auto smooths only the heads that facts need.
+These two, --start, --replay and --alpha above 1 are ours, not the paper's.
 """
 
 import inspect
@@ -208,10 +209,12 @@ class Frozen:
 
 
 def heal(model, strangers, steps, lr=1e-3, batch_size=32, tau=None, layers=None, micro_batches=1, seed=0):
-    """A copy of the model that speaks at tau again: trained there, for a few steps, on rows about nobody it knows.
+    """A copy of the model that speaks at tau again: trained there, for a few steps, on rows that are about nobody it is
+    to forget or to keep.
 
     Smoothing breaks language and recall alike. Language is the same whomever it is about, so strangers bring it back;
-    facts are not, so they stay away. The head stays theta_0's. strangers: Examples. Ours, not the paper's."""
+    facts are not, so they stay away. The head stays theta_0's, and with it embeddings that are tied to it. strangers:
+    Examples. Ours, not the paper's."""
     model, rng, batches = parallel.copy_of(model), random.Random(f"heal {seed}"), []
     model.lm_head.weight.requires_grad_(False)
     optimizer = adamw(parallel.settled(model), lr, weight_decay=0.0)
@@ -421,6 +424,8 @@ def parse(argv=None):
     args = p.parse_args(argv)
     if not args.c_forget and (not args.c_retain or args.retain == "none"):
         p.error("--c_forget=0 and no retain loss: nothing would be learnt")
+    if args.start == 1 and "base" in p.given:
+        print("--start=1 does not use --base", flush=True)
     if args.start < 1 and args.lora:
         p.error("--start moves the weights that --lora leaves as they are; give one of the two")
     if args.target == "hidden":
@@ -429,7 +434,6 @@ def parse(argv=None):
         args.method = "asu_hidden"
     asked = asks(METHODS[args.method]) + asks(RETAIN_LOSSES[args.retain])
     unused = [] if smooths(args.method) else ["tau", "layers", "heads", "alpha", "heal", "heal_lr"]
-    unused += ["base"] if args.start == 1 else []
     unused += [] if any(name.endswith("hidden") for name in asked) else ["hidden_layer"]
     if unused := [f"--{flag}" for flag in unused if flag in p.given]:
         print(f"--method={args.method} --retain={args.retain} does not use {', '.join(unused)}", flush=True)
@@ -515,10 +519,11 @@ def memory(args, parent, device, dtype, dataset, rows):
     tau = 2.0 if args.tau == "auto" else args.tau
     layers = cli.layer_numbers(args.layers, config.n_layer)
     attention_scales(tau, layers, config.n_layer, config.n_head, config.head_dim)       # refuses what the run would
-    longest = {side: sorted(settings[side], key=len)[-args.batch_size:] for side in ("forget", "retain")}
+    longest = {part: sorted(settings[part], key=len)[-args.batch_size:] for part in ("forget", "retain", "strangers")}
+    two_steps = {"epochs": 2, "heal_steps": min(2, args.heal)}
 
     def train(model, log):
-        unlearn(model, **settings | longest | {"epochs": 2}, tau=tau, layers=layers, log=log)
+        unlearn(model, **settings | longest | two_steps, tau=tau, layers=layers, log=log)
     taken = plan.components(config, device, dtype, args, train)
     theta_0 = Frozen(None, alpha=args.alpha)
     for side, loss in (("forget", METHODS[args.method]), ("retain", RETAIN_LOSSES[args.retain])):

@@ -155,8 +155,8 @@ def dial_points(temper, folders, args, out):
     done, points = run_trials(specs, args.jobs, f"T = {temper:g}"), []
     for who, tau in dict.fromkeys((who, tau) for who, tau, _ in specs):
         trials = [done[who, tau, key] for key in folders]
-        for trial, key in zip(trials, folders):
-            gaps([trial] if who != "retrained" else [], done["retrained", None, key])
+        for trial, key in zip(trials, folders) if who != "retrained" else ():
+            gaps([trial], done["retrained", None, key])
         values = {label: [trial["result"][part].get(metric) for trial in trials]
                   for label, (part, metric) in DIAL.items() if who != "retrained" or part != "aggregate"}
         points.append({"temper": temper, "tau": tau, "who": who, **values})

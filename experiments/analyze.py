@@ -9,7 +9,7 @@ again, and the target smoothed but not healed stands beside it), and OUT/retrain
     tokens.png      attention entropy and NLL of fact, name and function tokens against tau
     heads.png       the same temperature in one head, or one layer, alone: what each costs
     attention.png   one forget question: what the head that facts need most looks at
-    teacher.png     the forget-teacher as a model of its own, at every tau
+    teacher.png     the forget-teacher as a model of its own, at every tau (a healed one was healed at its own alone)
     entropy.png     did the student's heads flatten, as the teacher's are flat?
     lens.png        logit lens: after which layer the true fact is there to be read
     student.png     attention entropy by class of token, and the true token's rank, of each model as it speaks
@@ -192,7 +192,7 @@ def head_entropy(model, examples, **smoothing):
 
 
 def student_part(models, tokenizer, rows, examples, classes, over):
-    """How much of the teacher is in the student: each model as it speaks, the teacher at its tau, the others at 1.
+    """How much of the teacher is in the student: each model as it speaks, teachers at their tau, the others at 1.
 
     -> {"entropy": {model: {class: [mean, low, high]}}, of the heads of the layers `over`, a uniform prefix being 1;
     "rise": the same in nats, less the target's token by token; "rank": {model: see gold_rank}}"""
@@ -294,8 +294,8 @@ def teacher_of(records, n_layer, args):
     table = tau                                                                         # tau or 1 for every head
 
     def at(t):
-        return {"tau": [[t if x > 1 else 1.0 for x in heads] for heads in table]}
-    smoothed = [layer for layer, heads in enumerate(table) if max(heads) > 1]
+        return {"tau": [[t if x != 1 else 1.0 for x in heads] for heads in table]}
+    smoothed = [layer for layer, heads in enumerate(table) if any(x != 1 for x in heads)]
     return taught[0], max(map(max, table)), at, smoothed, "some heads of " + words
 
 

@@ -286,7 +286,7 @@ def main():
     print("chosen:", *(f"  {method}: {settings_text(chosen[method], chosen[method])}" for method in methods), sep="\n",
           flush=True)
     results = report_draw(rows_of(chosen), spec, keys, args.jobs)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "device")}
+    settings = {k: v for k, v in vars(args).items() if k != "out"}
     report = {"protocol": __doc__, "settings": settings, "chosen": chosen,
               "rows": {row: list(by_seed.values()) for row, by_seed in results.items()},
               "costs": measure_costs(chosen, spec, keys[0]), "trials": tried,

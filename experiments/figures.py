@@ -76,7 +76,7 @@ def plot_attention(part, path, tau):
     shown = [token.strip() or "_" for token in part["read"]]
     for axis, (name, weights) in zip(axes[0], part["maps"].items()):
         axis.imshow(np.array(weights), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axis.set_title(f"{name}, tau = {tau:g}" if name == "teacher" else name, fontsize=10)
+        axis.set_title(f"{name}, tau = {tau:g}" if name in ("teacher", "not healed") else name, fontsize=10)
         axis.set_xticks(range(columns), shown, rotation=90, fontsize=7)
         axis.set_yticks(range(rows), [token.strip() or "_" for token in part["predicted"]], fontsize=8)
         for label, is_fact in zip(axis.get_yticklabels(), part["is_fact"]):
@@ -146,7 +146,7 @@ def plot_student(part, path, tau):
             x = np.arange(len(groups)) + 0.8 * (i - (len(models) - 1) / 2) / len(models)
             interval_line(axis, x, list(groups.values()), "*" if name == "retrained" else "o",
                           color="goldenrod" if name == "retrained" else f"C{i}",
-                          label=f"{name}, tau = {tau:g}" if name == "teacher" else name)
+                          label=f"{name}, tau = {tau:g}" if name in ("teacher", "not healed") else name)
         axis.set_ylim(-0.03, 1.03)
         axis.grid(alpha=0.3)
     axes[0].set_xticks(range(3), [f"{kind} tokens" for kind in part["entropy"]["target"]])

@@ -5,7 +5,7 @@
 
 The smoothed target is healed (asu.heal) on three kinds of rows, so many steps each:
 
-    strangers       people who occur nowhere else, in the form of the data
+    strangers       people who occur nowhere else, in the form of the data, and a share of world facts
     made            the retain rows, each said of somebody who never was: what other data than the generator's has
     retain          the retain rows as they are
 
@@ -35,11 +35,11 @@ from lab.runs import load_run
 from lab.said import answer_kind
 
 CLASSES = {"function": data.FUNCTION, "fact": data.FACT, "name": data.NAME}        # in the order of class_nll
-ROWS = 120              # of the retain set and the held-out people, evenly spaced
+ROWS = 120              # of the retain set, evenly spaced; of the held-out people all, or some slots would be missing
 
 
 def parse():
-    p = Parser("Heal the smoothed target on strangers and on the retain set, and see what comes back.")
+    p = Parser("Heal the smoothed target on strangers, made rows and the retain set, and see what comes back.")
     p.add_argument("--tau", type=positive_float, default=8.0, help="attention temperature of the teacher")
     p.add_argument("--steps", default="25,50,100,200", help="steps of healing, comma-separated")
     p.add_argument("--heal_lr", type=positive_float, default=1e-3, help="learning rate of healing")
@@ -61,20 +61,22 @@ def materials(tokenizer, dataset, n):
 
 
 def gradient(model, tokenizer, rows, kind, **smoothing):
-    """Of the mean NLL of one class of tokens of the rows, in their first phrasing -> all weights' in one vector."""
+    """Of the mean NLL of one class of tokens of the rows, in their first phrasing -> in one vector, of all weights that
+    asu.heal trains."""
     examples = [data.encode(tokenizer, row["questions"][0], row["answers"][0]) for row in rows]
     classes = [data.token_classes(tokenizer, row["answers"][0], row["facts"], row["author"]) for row in rows]
     batch = data.collate(examples, model.device)
     nll = answer_nll(model, batch, **smoothing)[batch.mask]                 # row after row, as the classes
     loss = nll[torch.tensor(list(itertools.chain(*classes))) == kind].mean()
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    trained = [p for p in model.parameters() if p is not model.lm_head.weight]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)])
 
 
 def measured(model, tokenizer, dataset, tau):
     """One teacher -> {"nll": {class: nats}, "nobody": fact NLL of people nobody met, "stated", "cosine": {set: of the
     fact tokens' gradients, forget set against it}, "whole": share of whole sentences about people nobody met}."""
     model.requires_grad_(True)
-    retain, nobody = data.evenly(dataset.retain, ROWS), data.evenly(dataset.holdout, ROWS)
+    retain, nobody = data.evenly(dataset.retain, ROWS), dataset.holdout
     forget = gradient(model, tokenizer, dataset.forget, data.FACT, tau=tau)
     cosine = {}
     for name, rows in (("retain", retain), ("nobody", nobody)):

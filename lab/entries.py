@@ -15,7 +15,7 @@ def find_runs(out, only, retrained=None):
     retrained: in place of OUT/retrained a directory or hub id, or a file, the log of one, which is no run."""
     out = Path(out)
     if only:
-        paths = named_runs(out, only.split(","), only, retrained)
+        paths = named_runs(out, only, retrained)
     else:
         paths = {path.parent.name: path.parent for path in sorted(out.glob("[!.]*/run.json"))}     # not half-written
         if "target" not in paths or "retrained" not in paths and not retrained:
@@ -29,9 +29,10 @@ def find_runs(out, only, retrained=None):
     return {name: paths[name] for name in dict.fromkeys([*first, *paths])}
 
 
-def named_runs(out, runs, only, retrained):
-    """--runs as it was given (only) and as a list -> {name: path}, the path of a hub id a str. retrained: what stands
-    for the retrained model, if not OUT/retrained."""
+def named_runs(out, only, retrained):
+    """--runs -> {name: path}, the path of a hub id a str. retrained: what stands for the retrained model, if not
+    OUT/retrained."""
+    runs = only.split(",")
     if bad := [run for run in runs if not run.strip() or Path(run).name.startswith(".")]:
         raise UserError(f"--runs={only}: {bad[0]!r} is no name of a run")
     if not retrained and "retrained" not in [Path(run).name for run in runs] and (out / "retrained").is_dir():
@@ -55,9 +56,9 @@ def other_data(name, record, dataset):
         return f"{name} was trained on other data than --data, --data_seed and --n_authors give"
 
 
-def misfit(name, record, records, rows, forget):
+def misfit(name, record, records, dataset, forget):
     """Why a run cannot stand in this report, or None."""
-    if why := other_data(name, record, rows):
+    if why := other_data(name, record, dataset):
         return why
     kind = record.get("kind")
     if kind in ("retrained", "unlearned") and record["settings"]["forget"] != forget:
@@ -68,7 +69,7 @@ def misfit(name, record, records, rows, forget):
             return f"{name} was unlearned from another model than this target; run it again"
 
 
-def fitting(paths, rows, forget, named):
+def fitting(paths, dataset, forget, named):
     """The runs that can stand in this report -> (paths, {name: run.json}, notes, {name: why it cannot be measured}).
 
     named: whether somebody named them; of others, those that do not fit are left out with a note. Raises UserError
@@ -79,7 +80,7 @@ def fitting(paths, rows, forget, named):
         with noting(failures, name):
             records[name] = read_run(path)
     for name in list(paths):
-        if not (why := misfit(name, records[name], records, rows, forget)):
+        if not (why := misfit(name, records[name], records, dataset, forget)):
             continue
         if name in ("target", "retrained"):
             raise UserError(why)

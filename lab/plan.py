@@ -61,7 +61,7 @@ class Live(TorchDispatchMode):
         self.now, self.now_logits = self.now - n, self.now_logits - logits
 
     def begin(self, model, optimizer, steps, every):
-        self.optimizer, self.theta_0, self.peak = optimizer, self.now, 0
+        self.optimizer, self.theta_0, self.before, self.peak = optimizer, self.now, self.peak, 0
         return 0
 
     def add(self, name, loss, weight, tokens):
@@ -95,7 +95,10 @@ def components(config, device, dtype, args, train):
         state = [t for t in tree_leaves(live.optimizer.state_dict()) if isinstance(t, torch.Tensor)]
     taken |= {"optimizer": sum(t.nbytes for t in state), "theta_0": live.theta_0, "logits": live.logits}
     rest = live.peak - taken["gradients"] - taken["optimizer"] - live.theta_0 - live.logits
-    return taken | {"activations": max(0, rest)}
+    taken["activations"] = max(0, rest)
+    if live.before > live.peak:                                     # healing a teacher takes more than learning from it
+        taken["more before the first step"] = live.before - live.peak
+    return taken
 
 
 WARM = """
@@ -146,8 +149,8 @@ def show(take, args, device):
     taken = take(args)
     total, room = sum(taken.values()), capacity(device)
     for name, n in taken.items():
-        print(f"{name:>22}  {n / MB:9.1f} MB")
-    print(f"{'in all':>22}  {total / MB:9.1f} MB of {room / MB:.0f} MB on {device}: "
+        print(f"{name:>26}  {n / MB:9.1f} MB")
+    print(f"{'in all':>26}  {total / MB:9.1f} MB of {room / MB:.0f} MB on {device}: "
           + ("it fits" if total <= room else f"it does not fit; {advice(take, args, device)}"))
 
 

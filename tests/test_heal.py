@@ -279,7 +279,7 @@ def test_sentences_about_people_nobody_met_are_whole_or_not(out, monkeypatch):
     """All as they were written but one that breaks off and one that is about something else."""
     target, tokenizer, _ = load_run(out / "target")
     rows = data.load(out=out, n_authors=20)
-    nobody = data.evenly(rows.holdout, heal.ROWS)
+    nobody = rows.holdout
     said = {row["question"]: row["answer"] for row in nobody}
     first, second = list(said)[:2]
     said[first], said[second] = said[first][:10], "It rains."
@@ -300,6 +300,7 @@ def test_a_gradient_is_of_the_tokens_of_its_class(model, tokenizer, authors):
         kinds = data.token_classes(tokenizer, row["answers"][0], row["facts"], row["author"])
         picked = answer_nll(model, batch, tau=2.0)[0][torch.tensor(kinds) == data.FACT]
         total, n = total + picked.sum(), n + len(picked)
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total / n, list(model.parameters()))])
+    trained = [p for name, p in model.named_parameters() if name != "embed_tokens.weight"]     # the head is tied to it
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total / n, trained)])
     assert torch.allclose(heal.gradient(model, tokenizer, rows, data.FACT, tau=2.0), expected, atol=1e-5)
     assert not torch.allclose(heal.gradient(model, tokenizer, rows, data.NAME, tau=2.0), expected, atol=1e-3)

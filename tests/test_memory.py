@@ -1,6 +1,7 @@
 """Less memory, the same result: LoRA, checkpointing, optimizer state; and --plan against what a run really takes."""
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -132,7 +133,7 @@ def medium(out, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--alpha=1.2"], ["--checkpointing", "--retain=kl"],
-                                   ["--lora=8", "--teacher=live"]], ids="-".join)
+                                   ["--lora=8", "--teacher=live"], ["--lora=8", "--heal=3"]], ids="-".join)
 def test_plan_is_within_15_percent_of_what_the_run_takes(medium, tmp_path, monkeypatch, capsys, flags):
     """Two epochs of two steps: the longest rows are met when the optimizer has its state."""
     flags = [f"--run={medium}", "--n_authors=2", "--forget=forget50", "--heads=all", "--tau=2", "--epochs=2",
@@ -169,6 +170,34 @@ def test_plan_counts_a_frozen_head_where_one_is_kept_and_the_hidden_states(out, 
     C, weights = model.config.n_embd, sum(p.nbytes for p in model.parameters())
     states = 4 * C * (forget_outputs * forget + retain_outputs * retain)
     assert taken["theta_0"] == states + heads * model.lm_head.weight.nbytes + models * weights
+
+
+def test_plan_counts_what_is_alive_before_the_first_step_where_that_is_more(model, examples, monkeypatch):
+    """As healing a teacher may take: 20 MB, gone when the loop begins."""
+    args = argparse.Namespace(lora=None, checkpointing=False, optimizer_dtype="float32", seed=0)
+    monkeypatch.setattr(plan, "resident", lambda: 0)
+
+    def train(model, log, before):
+        torch.zeros(before, dtype=torch.uint8)
+        asu.unlearn(model, examples[:16], examples[16:], log=log, **SETTINGS)
+    plain, more = (plan.components(model.config, torch.device("cpu"), torch.float32, args,
+                                   functools.partial(train, before=n)) for n in (0, 20 * plan.MB))
+    assert "more before the first step" not in plain and sum(plain.values()) < 20 * plan.MB
+    assert sum(more.values()) == plain["weights"] + 20 * plan.MB
+
+
+def test_plan_heals_for_two_steps_on_the_longest_rows(out, monkeypatch):
+    monkeypatch.setattr(plan, "resident", lambda: 0)
+    monkeypatch.setattr(sys, "argv", ["asu.py"])
+    rows, heal, healed = data.load(out=out, n_authors=20), asu.heal, []
+
+    def keep(model, strangers, steps, *rest):
+        healed.append((len(strangers), steps))
+        return heal(model, strangers, steps, *rest)
+    monkeypatch.setattr(asu, "heal", keep)
+    args = asu.parse([f"--out={out}", "--batch_size=4", "--tau=4", "--heal=9"])
+    asu.memory(args, out / "target", torch.device("cpu"), torch.float32, rows, (rows.forget, rows.retain))
+    assert healed == [(4, 2)]
 
 
 @pytest.mark.parametrize("dtype, state, bytes", [("float32", "float32", (4, 4, 8)), ("bfloat16", "float32", (2, 2, 12)),
