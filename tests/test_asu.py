@@ -360,7 +360,8 @@ def test_unlearning_follows_the_extrapolated_teacher(examples, teacher):
 @pytest.mark.parametrize("flags, unused", [
     ("--method=npo --tau=8", "--tau"), ("--method=npo --tau 8", "--tau"), ("--method=npo", None), ("--tau=8", None),
     ("--method=npo --layers=1 --hidden_layer=1", "--layers, --hidden_layer"), ("--hidden_layer=1", "--hidden_layer"),
-    ("--method=rmu --hidden_layer=1 --alpha=1.2", "--alpha"), ("--target=hidden --hidden_layer=1 --heads=all", None)])
+    ("--method=rmu --hidden_layer=1 --alpha=1.2", "--alpha"), ("--target=hidden --hidden_layer=1 --heads=all", None),
+    ("--base=x", "--base"), ("--base=x --start=0.5", None)])
 def test_a_flag_that_is_given_and_not_used_is_named(monkeypatch, capsys, flags, unused):
     monkeypatch.setattr(sys, "argv", ["asu.py", *flags.split()])
     asu.parse()
