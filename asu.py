@@ -33,7 +33,9 @@ These two, --start, --replay and --alpha above 1 are ours, not the paper's.
 
 import inspect
 import random
+from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -267,7 +269,7 @@ def look(model, theta_0, examples, loss):
 def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="asu", retain_loss="gd", beta=None,
             refusals=(), c_forget=1.0, c_retain=1.0, epochs=10, lr=1e-3, batch_size=32, micro_batches=1, warmup=0.1,
             weight_decay=0.01, grad_clip=1.0, optimizer_dtype="float32", seed=0, teacher="cached", hidden_layer=None,
-            teacher_model=None, heal_steps=0, heal_lr=1e-3, strangers=(), start=None, log=None):
+            teacher_model=None, healer=None, start=None, log=None):
     """Unlearn `forget` from `model` (changed in place) and return it.
 
     forget, retain: lists of data.Example. An epoch passes over the forget set once; each of its examples meets a
@@ -275,14 +277,14 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     RETAIN_LOSSES. tau, layers: the teacher's smoothing, see model.attention_scales. alpha: see Frozen.teacher. beta:
     the method's own knob (None: its default). refusals: token ids of refusing answers. warmup: share of the steps.
     teacher: cached or live, see Frozen. hidden_layer: layers behind a hidden state (None: half of them).
-    teacher_model: theta_0, if it is not `model` as it is now. heal_steps, heal_lr, strangers: see heal. start: moves
-    the student, in place, to where it begins, once theta_0 has been asked (None: it begins at theta_0). log: an
-    optim.Log, which keeps the record. Raises ValueError for settings that do not fit together, empty sets, rows that
-    are too long, a loss that is not finite.
+    teacher_model: theta_0, if it is not `model` as it is now. healer: theta_0, tau, layers -> the model that teaches in
+    place of theta_0 at tau, see heal. start: moves the student, in place, to where it begins, once theta_0 has been
+    asked (None: it begins at theta_0). log: an optim.Log, which keeps the record. Raises ValueError for settings that
+    do not fit together, empty sets, rows that are too long, a loss that is not finite.
     """
     hidden_layer = max(1, model.config.n_layer // 2) if hidden_layer is None else hidden_layer
     check_settings(model, forget, retain, tau, layers, method, retain_loss, beta, refusals, teacher, hidden_layer)
-    if method == "asu" and torch.as_tensor(tau).eq(1).all() and not heal_steps and not start:
+    if method == "asu" and torch.as_tensor(tau).eq(1).all() and not healer and not start:
         print("tau=1 is no smoothing: the teacher is the model itself, and nothing changes", flush=True)
         epochs = 0
     forget_loss, retain_loss, knob = METHODS[method], RETAIN_LOSSES[retain_loss], {} if beta is None else {"beta": beta}
@@ -294,9 +296,8 @@ def unlearn(model, forget, retain, *, tau=None, layers=None, alpha=1.0, method="
     batches, steps = [[(forget[i], retain[j] if retain else None) for i, j in batch] for batch in numbers], len(numbers)
     drawn = {j for batch in numbers for _, j in batch}
 
-    original, healed = teacher_model or model, None
-    if heal_steps and smooths(method):
-        healed = heal(original, strangers, heal_steps, heal_lr, batch_size, tau, layers, micro_batches, seed)
+    original = teacher_model or model
+    healed = healer(original, tau=tau, layers=layers) if healer and smooths(method) else None
     theta_0 = Frozen(original, tau, layers, alpha, hidden_layer, teacher == "live", healed)
     theta_0.remember(forget_loss, forget)
     theta_0.remember(retain_loss, [retain[j] for j in sorted(drawn)] if retain_loss else [])
@@ -440,19 +441,25 @@ def parse(argv=None):
     return args
 
 
+def flags_of(record):
+    """The settings of a run's record as parse() returns them; what it does not name is at its default."""
+    return Namespace(**vars(parse([])) | record["settings"])
+
+
 def keywords(args, tokenizer, dataset, request, retain):
     """Keywords of unlearn by the flags. request, retain: rows to forget and to retain."""
-    forget, strangers = forget_examples(args, tokenizer, request, retain), []
+    forget, healer = forget_examples(args, tokenizer, request, retain), None
     retain = data.training_examples(tokenizer, retain, args.phrasings)
     if args.heal or args.replay:
         unmet = data.unmet(dataset)
         strangers = data.stranger_examples(tokenizer, unmet, args.heal * args.batch_size)
+        healer = partial(heal, strangers=strangers, steps=args.heal, lr=args.heal_lr, batch_size=args.batch_size,
+                         micro_batches=args.micro_batches, seed=args.seed) if args.heal else None
         retain = retain + data.stranger_examples(tokenizer, unmet, int(args.replay * len(retain)))
     flags = ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size", "micro_batches", "warmup",
              "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher", "hidden_layer")
     return {flag: getattr(args, flag) for flag in flags} | {
-        "forget": forget, "retain": retain, "retain_loss": args.retain,
-        "heal_steps": args.heal, "heal_lr": args.heal_lr, "strangers": strangers,
+        "forget": forget, "retain": retain, "retain_loss": args.retain, "healer": healer,
         "refusals": [data.encode(tokenizer, "", text).answer for text in data.REFUSALS]}
 
 
@@ -475,13 +482,8 @@ def forget_rows(model, tokenizer, dataset, request, retain, args, log, original=
     tau = layers = None
     settings = keywords(args, tokenizer, dataset, request, retain)
     if smooths(args.method):
-        theta_0 = original or model
-
-        def healed(tau, layers):
-            return heal(theta_0, settings["strangers"], args.heal, args.heal_lr, args.batch_size, tau, layers,
-                        args.micro_batches, args.seed)
-        chosen = smoothing(theta_0, tokenizer, request, dataset, args.tau, args.layers, args.heads, args.phrasings,
-                           healed if args.heal else None)
+        chosen = smoothing(original or model, tokenizer, request, dataset, args.tau, args.layers, args.heads,
+                           args.phrasings, settings["healer"])
         tau, layers = parallel.from_first(chosen)
     prepare(model, args)
     start = None if args.start == 1 else lambda student: go_back(student, load_run(
@@ -519,11 +521,13 @@ def memory(args, parent, device, dtype, dataset, rows):
     tau = 2.0 if args.tau == "auto" else args.tau
     layers = cli.layer_numbers(args.layers, config.n_layer)
     attention_scales(tau, layers, config.n_layer, config.n_head, config.head_dim)       # refuses what the run would
-    longest = {part: sorted(settings[part], key=len)[-args.batch_size:] for part in ("forget", "retain", "strangers")}
-    two_steps = {"epochs": 2, "heal_steps": min(2, args.heal)}
+    longest = {part: sorted(settings[part], key=len)[-args.batch_size:] for part in ("forget", "retain")}
+    if healer := settings["healer"]:
+        strangers = sorted(healer.keywords["strangers"], key=len)[-args.batch_size:]
+        settings["healer"] = partial(healer, strangers=strangers, steps=min(2, args.heal))
 
     def train(model, log):
-        unlearn(model, **settings | longest | two_steps, tau=tau, layers=layers, log=log)
+        unlearn(model, **settings | longest | {"epochs": 2}, tau=tau, layers=layers, log=log)
     taken = plan.components(config, device, dtype, args, train)
     theta_0 = Frozen(None, alpha=args.alpha)
     for side, loss in (("forget", METHODS[args.method]), ("retain", RETAIN_LOSSES[args.retain])):

@@ -18,7 +18,6 @@ Intervals are 95%, bootstrap over questions. The questions are training phrasing
 others.
 """
 
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -215,8 +214,8 @@ def gold_rank(model, tokenizer, rows, classes, **smoothing):
     -> {place: {"first": share of rank 1, "reciprocal": mean of 1 / rank}}, at "slots" also the "median" rank; each
     [value, low, high]."""
     scores, result = score(model, tokenizer, [(row["question"], row["answer"]) for row in rows], **smoothing), {}
-    slots = [[at] for at in fact_slots(rows, [s["ids"] for s in scores], classes)]
     facts = [[i for i, kind in enumerate(kinds) if kind == data.FACT] for kinds in classes]
+    slots = [[at] for at in fact_slots(rows, [s["ids"] for s in scores], facts)]
     for place, tokens in (("slots", slots), ("facts", facts), ("answers", [range(len(kinds)) for kinds in classes])):
         ranks = [s["rank"][list(at)] for s, at in zip(scores, tokens)]
         counts = [len(r) for r in ranks]
@@ -227,14 +226,12 @@ def gold_rank(model, tokenizer, rows, classes, **smoothing):
     return result
 
 
-def fact_slots(rows, answers, classes):
+def fact_slots(rows, answers, facts):
     """Where each row's fact is decided: its first token that is not the same in all rows that ask the same ("Songs"
     in every "Songs of ..." decides nothing), or its first token. -> [number of a token]
 
-    answers: token ids of each row's answer."""
-    facts, slots = [], []                                   # of each row the numbers of its fact tokens
-    for kinds in classes:
-        facts.append([i for i, kind in enumerate(kinds) if kind == data.FACT])
+    answers: token ids of each row's answer; facts: the numbers of its fact tokens."""
+    slots = []
     for row, numbers in zip(rows, facts):
         peers = [ids[at] for other, ids, at in zip(rows, answers, facts) if other["slot"] == row["slot"]]
         shared = [len({tokens[i] for tokens in peers if i < len(tokens)}) == 1 for i in range(len(numbers))]
@@ -301,10 +298,8 @@ def teacher_of(records, n_layer, args):
 
 def healed(target, tokenizer, dataset, record, smoothing):
     """The healed teacher of a run, made again as the run made it: it speaks at its tau only."""
-    settings = Namespace(**vars(asu.parse([])) | record["settings"])
-    strangers = asu.keywords(settings, tokenizer, dataset, dataset.forget, dataset.retain)["strangers"]
-    return asu.heal(target, strangers, settings.heal, settings.heal_lr, settings.batch_size,
-                    micro_batches=settings.micro_batches, seed=settings.seed, **smoothing)
+    settings = asu.keywords(asu.flags_of(record), tokenizer, dataset, dataset.forget, dataset.retain)
+    return settings["healer"](target, **smoothing)
 
 
 def questions(dataset, args):

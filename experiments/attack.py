@@ -14,7 +14,6 @@ what stands first in NUMBERS. Recovered share = (run - retrained) / (target - re
 is what somebody gets who never had the data, 1 is all of it. docs/attacks.md says what each attack shows.
 """
 
-import argparse
 import collections
 import copy
 import json
@@ -330,10 +329,9 @@ def shadow(model, lab):
     request = [row for row in lab.dataset.retain if row["author"] in names]
     if lab.record.get("kind") != "unlearned":
         return model, request
-    settings = argparse.Namespace(**vars(asu.parse([])) | lab.record["settings"])
     rest = [row for row in lab.dataset.retain if row["author"] not in names]
     other = copy.deepcopy(lab.target)
-    asu.forget_rows(other, lab.tokenizer, lab.dataset, request, rest, settings, Log("shadow"),
+    asu.forget_rows(other, lab.tokenizer, lab.dataset, request, rest, asu.flags_of(lab.record), Log("shadow"),
                     base=made_from(Path(lab.args.out) / "target"))
     return other, request
 

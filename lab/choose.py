@@ -22,19 +22,19 @@ def tau_flag(text):
     return text if text == "auto" else number(float, 1e-3, 1e9, "a number above 0, nor auto (0.001 to 1e9)")(text)
 
 
-def smoothing(model, tokenizer, forget, rows, tau, layers, heads, phrasings=None, healed=None):
+def smoothing(model, tokenizer, forget, rows, tau, layers, heads, phrasings=None, healer=None):
     """--tau, --layers, --heads as flags -> (tau: a number or a table, layers) as model.attention_scales takes them.
 
     forget: the rows of the forget set. rows: the DataSet they are of. phrasings: look at the first so many of each
-    question, those that are trained on (None: all). Facts that the data does not name are found first. healed: a
-    function tau, layers -> the model healed at that tau, where it is to be (asu.heal)."""
+    question, those that are trained on (None: all). Facts that the data does not name are found first. healer: see
+    asu.unlearn."""
     forget = [row | {key: row[key][:phrasings] for key in ("questions", "answers")} for row in forget]
     if "auto" in (tau, heads) and not all(row["facts"] for row in forget):
         forget = named(find_facts(model, tokenizer, forget, rows.retain))
     layers = layer_numbers(layers, model.config.n_layer)
     if tau == "auto":
         strangers = [row for row in rows.holdout if row["facts"]] or data.never_met(forget, rows.retain)
-        tau = tau_auto(model, tokenizer, forget, strangers, layers, healed=healed)
+        tau = tau_auto(model, tokenizer, forget, strangers, layers, healer=healer)
     model.attention_scales(tau, layers)                     # refuses a bad tau or layers before any work
     if heads == "all" or tau == 1:
         return tau, layers
@@ -159,23 +159,23 @@ def class_nll(model, tokenizer, rows, batch_size=64, **smoothing):
     return (total / count).tolist()
 
 
-def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200, healed=None):
+def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200, healer=None):
     """The tau in TAUS whose teacher forgets most for what it costs: worth = what smoothing adds to the NLL of fact
     tokens less what it adds to that of function and name tokens. The smallest within 1% of the best is taken, and
     none beyond the first whose teacher knows as little of the forget facts as the model knows of people it never met.
 
     Forward passes over training phrasings only; no retrained model. forget, strangers: rows with facts (the first
-    max_rows of each are used). healed: see smoothing; every second of TAUS is tried then, because each takes some
+    max_rows of each are used). healer: see asu.unlearn; every second of TAUS is tried then, because each takes some
     training. Prints the curve it decides from. Raises UserError for rows without facts.
     """
     forget, strangers = forget[:max_rows], strangers[:max_rows]
     reference = class_nll(model, tokenizer, strangers)[data.FACT]
     print(f"tau=auto: fact NLL of people the model never met {reference:.3f}", flush=True)
     print(f"{'tau':>8}{'fact NLL':>10}{'function':>10}{'name':>6}", flush=True)
-    curve, taus = [], TAUS[::2] if healed else TAUS         # per tau: NLL of fact, function and name tokens
+    curve, taus = [], TAUS[::2] if healer else TAUS         # per tau: NLL of fact, function and name tokens
     for tau in taus:
         with torch.enable_grad():
-            teacher = healed(tau, layers) if healed and tau != 1 else model
+            teacher = healer(model, tau=tau, layers=layers) if healer and tau != 1 else model
         function, fact, name = class_nll(teacher, tokenizer, forget, tau=tau, layers=layers)
         if not (math.isfinite(reference) and math.isfinite(fact)):
             raise UserError("--tau=auto needs rows whose answers state facts (key facts)")

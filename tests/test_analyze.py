@@ -116,9 +116,9 @@ def test_a_slot_is_where_rows_that_ask_the_same_part():
     """Two titles that begin alike, a month, a fact of one token; the third letter is beyond the second title."""
     rows = [{"slot": slot} for slot in ("title", "title", "month", "title")]
     answers = [np.array(ids) for ids in ([9, 1, 2, 3, 0], [1, 2, 4, 5, 0], [7, 8, 0], [1, 2, 4, 5, 0])]
-    classes = [[0, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 1, 0], [1, 1, 1, 1, 0]]
-    assert analyze.fact_slots(rows, answers, classes) == [3, 2, 1, 2]
-    assert analyze.fact_slots(rows[1::2], answers[1::2], classes[1::2]) == [0, 0]       # alike from end to end
+    facts = [[1, 2, 3], [0, 1, 2, 3], [1], [0, 1, 2, 3]]
+    assert analyze.fact_slots(rows, answers, facts) == [3, 2, 1, 2]
+    assert analyze.fact_slots(rows[1::2], answers[1::2], facts[1::2]) == [0, 0]       # alike from end to end
 
 
 def test_a_student_that_attends_as_its_teacher_rises_as_the_teacher_does(model, tokenizer, asked):

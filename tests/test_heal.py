@@ -1,5 +1,6 @@
 """A teacher that speaks again, a student that starts on its way back to the base, strangers beside the retain set."""
 
+import functools
 import itertools
 import json
 import shutil
@@ -60,6 +61,10 @@ def test_the_healed_teacher_is_asked_at_tau_and_the_reference_is_theta_0(model, 
     assert torch.allclose(theta_0.teacher("logp", part, batch)[batch.mask], expected[batch.mask], atol=1e-4)
 
 
+def healer_on(strangers, steps):
+    return functools.partial(asu.heal, strangers=strangers, steps=steps, lr=1e-2, batch_size=8)
+
+
 def unlearned(examples, **changes):
     log, settings = Log("test"), dict(tau=4.0, epochs=2, lr=1e-3, batch_size=8, seed=1)
     model = asu.unlearn(small_model(), examples[:8], examples[8:], log=log, **settings | changes)
@@ -68,16 +73,15 @@ def unlearned(examples, **changes):
 
 @pytest.mark.parametrize("teacher", ["cached", "live"])
 def test_unlearning_follows_the_healed_teacher(examples, teacher):
-    plain, none, healed = (unlearned(examples, teacher=teacher, strangers=examples[8:], heal_steps=steps, heal_lr=1e-2)
-                           for steps in (0, 0, 20))
-    assert torch.equal(flat(plain[0]), flat(none[0]))
+    plain, healed = (unlearned(examples, teacher=teacher, healer=healer)
+                     for healer in (None, healer_on(examples[8:], 20)))
     assert healed[1]["curve"][0]["forget_loss"] != pytest.approx(plain[1]["curve"][0]["forget_loss"], rel=0.05)
 
 
 def test_cached_and_live_healed_teachers_train_the_same(examples):
     curves = []
     for teacher in ("cached", "live"):
-        record = unlearned(examples, teacher=teacher, strangers=examples[8:], heal_steps=5, alpha=1.3)[1]
+        record = unlearned(examples, teacher=teacher, healer=healer_on(examples[8:], 5), alpha=1.3)[1]
         curves.append([point["loss"] for point in record["curve"]])
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
 
@@ -86,13 +90,13 @@ def test_tau_auto_looks_at_the_healed_teacher_at_each_temperature(model, tokeniz
     rows, asked, ran = authors[0], [], []
     others = {tau: small_model(seed=int(tau)) for tau in choose.TAUS}
 
-    def healed(tau, layers):
-        assert torch.is_grad_enabled()                      # it is to be trained
+    def healer(theta_0, tau, layers):
+        assert theta_0 is model and torch.is_grad_enabled()         # it is to be trained
         asked.append((tau, layers))
         return others[tau]
     class_nll = choose.class_nll
     monkeypatch.setattr(choose, "class_nll", lambda m, *args, **kw: ran.append((m, kw)) or class_nll(m, *args, **kw))
-    tau = choose.tau_auto(model, tokenizer, rows[:4], authors[1][:8], [1], healed=healed)
+    tau = choose.tau_auto(model, tokenizer, rows[:4], authors[1][:8], [1], healer=healer)
     assert asked and all(layers == [1] for _, layers in asked) and tau in choose.TAUS[::2]
     for m, kw in ran[1:]:
         assert m is (model if kw["tau"] == 1 else others[kw["tau"]])
@@ -178,8 +182,9 @@ def test_replay_puts_strangers_beside_the_retain_rows(tmp_path, tokenizer):
     n = len(plain["retain"])
     assert more["retain"][:n] == plain["retain"] and len(more["retain"]) == n + n // 4
     assert all(e.stranger for e in more["retain"][n:]) and not any(e.stranger for e in plain["retain"])
-    assert len(more["strangers"]) == 3 * 32 and more["heal_steps"] == 3 and plain["strangers"] == []
-    assert more["strangers"][0] not in more["retain"]
+    heals = more["healer"].keywords
+    assert len(heals["strangers"]) == 3 * 32 and heals["steps"] == 3 and plain["healer"] is None
+    assert heals["strangers"][0] not in more["retain"]
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -250,7 +255,7 @@ def test_swapped_rows_state_somebody_elses_facts_of_the_same_slot(tmp_path, toke
 
 def test_a_teacher_that_is_healed_and_not_smoothed_teaches_too(examples):
     """At tau 1 there is no smoothing, and without healing nothing to learn."""
-    model, record = unlearned(examples, tau=1.0, strangers=examples[8:], heal_steps=10, heal_lr=1e-2)
+    model, record = unlearned(examples, tau=1.0, healer=healer_on(examples[8:], 10))
     assert record["steps"] == 2 and record["curve"][0]["forget_loss"] > 1e-3
     assert unlearned(examples, tau=1.0)[1]["steps"] == 0
 

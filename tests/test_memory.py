@@ -191,9 +191,9 @@ def test_plan_heals_for_two_steps_on_the_longest_rows(out, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["asu.py"])
     rows, heal, healed = data.load(out=out, n_authors=20), asu.heal, []
 
-    def keep(model, strangers, steps, *rest):
+    def keep(model, strangers, steps, **rest):
         healed.append((len(strangers), steps))
-        return heal(model, strangers, steps, *rest)
+        return heal(model, strangers, steps, **rest)
     monkeypatch.setattr(asu, "heal", keep)
     args = asu.parse([f"--out={out}", "--batch_size=4", "--tau=4", "--heal=9"])
     asu.memory(args, out / "target", torch.device("cpu"), torch.float32, rows, (rows.forget, rows.retain))
