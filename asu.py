@@ -26,9 +26,9 @@ retain set it is held where it was:
 x is the prompt, y the answer of T tokens, EOS included; prompt and padding count in neither term. The student always
 runs at tau = 1.
 
-A large model's language survives smoothing, a small one's only if it was trained to: see --temper in train.py. Where
-it does not, --heal trains the smoothed model to speak again, and --heads=auto smooths only the heads that facts need.
-These two, --start, --replay and --alpha above 1 are ours, not the paper's.
+The paper finds that a 7B model's language survives smoothing; a small one's does only if it was trained to: see
+--temper in train.py. Where it does not, --heal trains the smoothed model to speak again, and --heads=auto smooths only
+the heads that facts need. These two, --start, --replay and an --alpha that is not 1 are ours, not the paper's.
 """
 
 import inspect
@@ -130,14 +130,14 @@ VARIANTS = {        # start of a parameter's name -> field of an Example
     "refused_": "refusal", "prompted_": "prompted", "swapped_": "swapped"}
 
 
-def variant(name):
-    """Which sequences a parameter is about, and what about them: variant("refused_s") -> ("refused_", "s"); "" is the
-    example itself."""
+def split_name(name):
+    """A parameter's name -> which sequences it is about, and what about them: "refused_s" -> ("refused_", "s"), "s" ->
+    ("", "s"), the example itself."""
     start = next((start for start in VARIANTS if name.startswith(start)), "")
     return start, name.removeprefix(start)
 
 
-def variants(examples, start):
+def sequences(examples, start):
     """The examples, or the sequences beside them that parameters with that start are about."""
     rows = [getattr(example, VARIANTS[start]) for example in examples] if start else list(examples)
     if None in rows:
@@ -147,7 +147,7 @@ def variants(examples, start):
 
 def smooths(method):
     """Whether a method has a forget-teacher."""
-    return any(variant(name)[1].startswith("teacher_") for name in asks(METHODS[method]))
+    return any(split_name(name)[1].startswith("teacher_") for name in asks(METHODS[method]))
 
 
 # ------------------------------------------------------------------------------------------------- theta_0
@@ -168,9 +168,12 @@ class Frozen:
 
     def needs(self, name):
         """The outputs (who, what) that a loss's parameter is made of; none where it is not theta_0's."""
-        who, _, what = variant(name)[1].replace("reference_s", "reference_logp").partition("_")
-        beyond = who == "teacher" and self.alpha != 1
-        return [(one, what) for one in self.smoothing if one == who or beyond]
+        who, _, what = split_name(name)[1].partition("_")
+        if what == "s":                                     # summed from log-probabilities
+            what = "logp"
+        if who == "teacher" and self.alpha != 1:
+            return [("teacher", what), ("reference", what)]
+        return [(who, what)] if who in self.smoothing else []
 
     @torch.no_grad()
     def remember(self, loss, examples):
@@ -178,7 +181,7 @@ class Frozen:
         for name in asks(loss) if not self.live else ():
             for who, what in self.needs(name):
                 model = self.models[who]
-                for _, part in data.by_length(variants(examples, variant(name)[0]), 64):
+                for _, part in data.by_length(sequences(examples, split_name(name)[0]), 64):
                     batch = data.collate(part, model.device)
                     hidden = model.hidden(batch.idx, n_layers=self.n_layers[what], **self.smoothing[who])
                     for example, h in zip(part, batch.at_answers(hidden)):
@@ -200,8 +203,8 @@ class Frozen:
         return hidden if what == "hidden" else F.linear(hidden, self.head).float().log_softmax(-1)
 
     def teacher(self, what, examples, batch):
-        """The forget-teacher. With alpha > 1 from theta_0 through it and on, z + alpha (z_tau - z): ours, not the
-        paper's."""
+        """The forget-teacher. Alpha above 1 goes from theta_0 through it and on, z + alpha (z_tau - z), below 1 not as
+        far: ours, not the paper's."""
         z_tau = self.says("teacher", what, examples, batch)
         if self.alpha == 1:
             return z_tau
@@ -210,16 +213,17 @@ class Frozen:
         return z if what == "hidden" else z.log_softmax(-1)
 
 
-def heal(model, strangers, steps, lr=1e-3, batch_size=32, tau=None, layers=None, micro_batches=1, seed=0):
+def heal(model, strangers, steps, lr=1e-3, batch_size=32, tau=None, layers=None, micro_batches=1, seed=0,
+         optimizer_dtype="float32"):
     """A copy of the model that speaks at tau again: trained there, for a few steps, on rows that are about nobody it is
     to forget or to keep.
 
     Smoothing breaks language and recall alike. Language is the same whomever it is about, so strangers bring it back;
-    facts are not, so they stay away. The head stays theta_0's, and with it embeddings that are tied to it. strangers:
-    Examples. Ours, not the paper's."""
+    facts come back in part only (docs/theory.md, 7), and alpha goes the rest of the way. The head stays theta_0's, and
+    with it embeddings that are tied to it. strangers: Examples. Ours, not the paper's."""
     model, rng, batches = parallel.copy_of(model), random.Random(f"heal {seed}"), []
     model.lm_head.weight.requires_grad_(False)
-    optimizer = adamw(parallel.settled(model), lr, weight_decay=0.0)
+    optimizer = adamw(parallel.settled(model), lr, 0.0, optimizer_dtype)
     while len(batches) < steps:
         batches += data.bucketed([len(e) for e in strangers], batch_size, rng)
     for step, batch in enumerate(batches[:steps]):
@@ -239,9 +243,9 @@ def heal(model, strangers, steps, lr=1e-3, batch_size=32, tau=None, layers=None,
 def look(model, theta_0, examples, loss):
     """What a loss asks about a few examples -> ({name: tensor}, how many tokens the student ran over)."""
     tensors, tokens = {}, 0
-    for start in dict.fromkeys(variant(name)[0] for name in asks(loss)):
-        asked = {name for other, name in map(variant, asks(loss)) if other == start}
-        rows = variants(examples, start)
+    for start in dict.fromkeys(split_name(name)[0] for name in asks(loss)):
+        asked = {name for other, name in map(split_name, asks(loss)) if other == start}
+        rows = sequences(examples, start)
         batch = data.collate(rows, model.device)
         x = {"mask": batch.mask, "target": batch.target}
 
@@ -342,7 +346,7 @@ def with_refusals(examples, loss, refusals, rng):
 
 def asks_about(loss, start):
     """Whether a loss needs the sequences of a variant, such as "refused_"."""
-    return any(variant(name)[0] == start for name in asks(loss))
+    return any(split_name(name)[0] == start for name in asks(loss))
 
 
 def check_settings(model, forget, retain, tau, layers, method, retain_loss, beta, refusals, teacher, hidden_layer):
@@ -400,7 +404,7 @@ def parse(argv=None):
     add("--layers", type=cli.layer_list, default="all", help="layers to smooth: all, or as in 0,1 or 6-8 or 1-")
     add("--heads", choices=["auto", "all"], default="all", help="smooth all heads, or those that facts need (auto)")
     add("--alpha", type=cli.number(float, 1e-3, 1e3, "a number above 0 (0.001 to 1000)"), default=1.1,
-        help="strengthen the teacher: z + alpha (z_tau - z)")
+        help="z + alpha (z_tau - z): above 1 goes beyond the smoothed model, below 1 not as far")
     add("--beta", type=cli.positive_float, help="the method's own knob, see baselines.py (default: the method's)")
     add("--retain", choices=list(RETAIN_LOSSES), default="gd", help="retain term; ap goes with idk, hidden with rmu")
     add("--c_forget", type=cli.non_negative_float, default=1.0, help="weight of the forget loss")
@@ -434,10 +438,14 @@ def parse(argv=None):
             p.error(f"--target=hidden is a form of ASU, not of --method={args.method}")
         args.method = "asu_hidden"
     asked = asks(METHODS[args.method]) + asks(RETAIN_LOSSES[args.retain])
-    unused = [] if smooths(args.method) else ["tau", "layers", "heads", "alpha", "heal", "heal_lr"]
+    unused = [] if smooths(args.method) else ["tau", "layers", "heads", "alpha", "heal"]
+    unused += [] if smooths(args.method) and args.heal else ["heal_lr"]
     unused += [] if any(name.endswith("hidden") for name in asked) else ["hidden_layer"]
+    unused += [] if any(split_name(name)[1].startswith(("teacher", "reference")) for name in asked) else ["teacher"]
+    unused += [] if args.tasks > 1 else ["teacher_from"]
+    unused += [] if args.retain != "none" else ["c_retain", "replay"]
     if unused := [f"--{flag}" for flag in unused if flag in p.given]:
-        print(f"--method={args.method} --retain={args.retain} does not use {', '.join(unused)}", flush=True)
+        print(f"this run (--method={args.method} --retain={args.retain}) does not use {', '.join(unused)}", flush=True)
     return args
 
 
@@ -454,7 +462,8 @@ def keywords(args, tokenizer, dataset, request, retain):
         unmet = data.unmet(dataset)
         strangers = data.stranger_examples(tokenizer, unmet, args.heal * args.batch_size)
         healer = partial(heal, strangers=strangers, steps=args.heal, lr=args.heal_lr, batch_size=args.batch_size,
-                         micro_batches=args.micro_batches, seed=args.seed) if args.heal else None
+                         micro_batches=args.micro_batches, seed=args.seed,
+                         optimizer_dtype=args.optimizer_dtype) if args.heal else None
         retain = retain + data.stranger_examples(tokenizer, unmet, int(args.replay * len(retain)))
     flags = ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size", "micro_batches", "warmup",
              "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher", "hidden_layer")
@@ -481,11 +490,11 @@ def forget_rows(model, tokenizer, dataset, request, retain, args, log, original=
     hub id, for --start."""
     tau = layers = None
     settings = keywords(args, tokenizer, dataset, request, retain)
+    prepare(model, args)
     if smooths(args.method):
         chosen = smoothing(original or model, tokenizer, request, dataset, args.tau, args.layers, args.heads,
                            args.phrasings, settings["healer"])
         tau, layers = parallel.from_first(chosen)
-    prepare(model, args)
     start = None if args.start == 1 else lambda student: go_back(student, load_run(
         base, model.device, model.dtype, args.shard, args)[0], args.start)
     unlearn(model, **settings, tau=tau, layers=layers, teacher_model=original, start=start, log=log)

@@ -233,7 +233,7 @@ def apply(metrics, questions):
     return values
 
 
-def look(model, tokenizer, part, rows, slot_values, max_new_tokens=None, **smoothing):
+def ask_all(model, tokenizer, part, rows, slot_values, max_new_tokens=None, **smoothing):
     """Ask a model the questions of a set -> a list of what metrics may ask for, one dict a question.
 
     max_new_tokens: of an answer (default: see data.answer_limit)."""
@@ -242,22 +242,21 @@ def look(model, tokenizer, part, rows, slot_values, max_new_tokens=None, **smoot
     def scored(key):
         return score(model, tokenizer, [(row["question"], row[key]) for row in rows], **smoothing)
     true, para = scored("answer"), scored("paraphrased_answer")
-    k = min(len(row["perturbed_answer"]) for row in rows)
-    wrong = [(row["question"], answer) for row in rows for answer in row["perturbed_answer"][:k]]
-    wrong = score(model, tokenizer, wrong, **smoothing)
-    pert_nll = nll(wrong).reshape(-1, k)
-    right, others = total(true), total(wrong).reshape(-1, k)
-    r = truth_ratio(nll(para), pert_nll)
+    pairs = [(row["question"], answer) for row in rows for answer in row["perturbed_answer"]]
+    scores = iter(score(model, tokenizer, pairs, **smoothing))
+    wrong = [list(itertools.islice(scores, len(row["perturbed_answer"]))) for row in rows]
     predictions = ask(model, tokenizer, [row["question"] for row in rows], **asking)
     heldout = ask(model, tokenizer, [row["paraphrased_question"] for row in rows], **asking)
     questions = []
     for i, row in enumerate(rows):
-        options, facts = "choices" in row, row["facts"] or None
+        options, facts, pert_nll = "choices" in row, row["facts"] or None, nll(wrong[i])
         questions.append({"part": part, "row": row, "prediction": predictions[i], "heldout_prediction": heldout[i],
                           "tokens": tokenizer.encode(predictions[i]), "reference": row["answer"], "scores": true[i],
-                          "nll": nll([true[i]])[0], "pert_nll": pert_nll[i], "r": r[i], "facts": facts,
+                          "nll": nll([true[i]])[0], "pert_nll": pert_nll, "facts": facts,
+                          "r": truth_ratio(nll([para[i]]), [pert_nll])[0],
                           "kind": facts and answer_kind(predictions[i], row, slot_values),
-                          "right": right[i] if options else None, "wrong": others[i] if options else None})
+                          "right": total([true[i]])[0] if options else None,
+                          "wrong": total(wrong[i]) if options else None})
     return questions
 
 
@@ -267,7 +266,7 @@ def evaluate(model, tokenizer, name, rows, slot_values, max_new_tokens=None, **s
     values: per question, {metric: (N,)} with r and the scores of the true answers beside METRICS; answers: what the
     model said. Where rows name no facts, the metrics that need exact ones are None, and those of fact tokens take
     facts that were found (key found)."""
-    questions = look(model, tokenizer, name, rows, slot_values, max_new_tokens, **smoothing)
+    questions = ask_all(model, tokenizer, name, rows, slot_values, max_new_tokens, **smoothing)
     values, scores = apply(METRICS, questions), [x["scores"] for x in questions]
     metrics = {"n": len(rows), "fact_accuracy": None, "fact_accuracy_heldout_phrasing": None, "coherence": None}
     if all(x["kind"] for x in questions):
@@ -294,7 +293,7 @@ def evaluate_text(model, tokenizer, name, rows, **smoothing):
 def measure(model, tokenizer, sets, holdout, slot_values, smoothing, max_new_tokens=None):
     """One row of the report: all metrics on all sets -> (result, per-question values, answers), each by set name.
 
-    max_new_tokens: of an answer to a question, see look."""
+    max_new_tokens: of an answer to a question, see ask_all."""
     result, values, answers, scores = {}, {}, {}, {}
     for part, rows in sets.items():
         if rows[0]["question"]:

@@ -1,6 +1,7 @@
 """The paper's ablations: temperature, layers, forget coefficient, epochs; and ours: alpha, phrasings, tau=auto.
 
-One setting moves, the rest stay at asu.py's defaults (but 5 epochs, as in the comparison).
+One setting moves, the rest stay at asu.py's defaults, but for 5 epochs, as in the comparison, and alpha 1, as in the
+paper, where tau or the layers move.
 
     python -m experiments.ablate                       OUT/ablate/ablate.json and ablate.png
     python -m experiments.ablate --axes="tau;epochs"
@@ -56,7 +57,7 @@ DIAL = {        # what is said of each teacher and student: label -> part of the
 
 
 def parse():
-    p = Parser("Move one setting of ASU at a time.")
+    p = Parser("Move one setting of ASU at a time.", without=("seed",))
     p.add_argument("--axes", help="semicolon-separated, default all but temper, which trains models of its own: "
                    + "; ".join([*AXES, "temper"]))
     p.add_argument("--run", help="with --axes=temper: a model (directory or hub id) to show beside the tempered ones, "
@@ -65,6 +66,8 @@ def parse():
     args = p.parse_args()
     if args.run and "temper" not in (args.axes or ""):
         p.error("--run goes with --axes=temper")
+    if not args.run and (given := [flag for flag in ("data", "device", "dtype") if flag in p.given]):
+        p.error(f"--{given[0]} is about --run; the models trained here are of generated authors, in float32 on the CPU")
     return args
 
 
@@ -92,7 +95,7 @@ def plot_ablation(report, path):
 
 def move(axes, keys, args, out):
     """Every setting of the axes on every draw and seed: OUT/ablate/ablate.json and ablate.png."""
-    folders = draws(keys, args.jobs, out=Path(args.out) / "compare", flags=args.train_flags.split())
+    folders = draws(keys, args, Path(args.out) / "compare")
     changes = {name_of(change): change for axis in axes for change in AXES[axis]}
     results = {name: [] for name in changes}
     for key in keys:
@@ -120,11 +123,11 @@ def dial(keys, args, out):
     """How ASU depends on how well language survives smoothing: models trained at every highest temperature T in
     TEMPERS, the paper's form of ASU (every head, alpha 1) on each at TEMPER_TAUS. OUT/ablate/temper.json and
     temper.png; in the figure also --run, a model that nobody tempered."""
-    points, curves, flags = [], {}, args.train_flags.split()
+    points, curves = [], {}
     for temper in TEMPERS:
-        own = train.parse(flags).temper == temper           # the comparison's models are of this temperature
+        own = temper == train.parse(args.train_flags.split()).temper    # the comparison's models are of this one
         folder = Path(args.out) / "compare" if own else out / f"temper{temper:g}"
-        folders = draws(keys, args.jobs, out=folder, flags=[*flags, *([] if own else [f"--temper={temper:g}"])])
+        folders = draws(keys, args, folder, *([] if own else [f"--temper={temper:g}"]))
         points += dial_points(temper, folders, args, out)
         models = [(folders[key] / "target", forget_rows(args, key)) for key in keys]
         curves[f"T = {temper:g}"] = [nll_curves(*load_run(path)[:2], rows) for path, rows in models]

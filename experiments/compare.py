@@ -3,7 +3,8 @@
     python -m experiments.compare                      OUT/compare/compare_forget10.md, .json and .png
     python -m experiments.compare --forget=forget05    another split, with the settings chosen on forget10
 
-Fixed before any number was seen:
+These rules were fixed before any number of the comparison was seen; asu.py's default tau and the ranges of the knobs
+were not, see docs/comparison.md:
 1. Every method gets the same number of trials, at the same points of a Sobol sequence, over its learning rate, its
    forget coefficient and its own knob (tau or alpha for ASU, beta elsewhere), all on logarithmic scales.
 2. Trials run on a development draw of authors (--dev_seed), which no reported number comes from.
@@ -14,7 +15,6 @@ Fixed before any number was seen:
    likes best on the development draw; intervals are Student's t.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ import scipy.stats
 
 from common import UserError
 from common.cli import Parser, positive_int, run, whole
-from common.files import check_writable, write_file
+from common.files import check_writable, strict_json, write_file
 from experiments.trials import (
     NO_FLAGS,
     OTHER_SEED,
@@ -273,9 +273,8 @@ def main():
     keys, development = {}, (args.dev_seed, 0, "forget10")
     for seed in range(args.seeds):
         keys[seed] = args.data_seed, seed, args.forget
-    flags = args.train_flags.split()
-    folders = draws([keys[0]], 1, out=out, flags=flags)         # alone on the machine: its seconds stand in the table
-    folders |= draws([development, *list(keys.values())[1:]], args.jobs, out=out, flags=flags)
+    folders = draws([keys[0]], args, out, jobs=1)               # alone on the machine: its seconds stand in the table
+    folders |= draws([development, *list(keys.values())[1:]], args, out)
 
     def spec(name, key, run="target", **more):
         data_seed, seed, forget = key
@@ -293,7 +292,7 @@ def main():
               "differences": differences(results, methods, reference)}
     text, name = table(report, reference), f"compare_{args.forget}"
     plot_frontiers(report, out / f"{name}.png")
-    write_file(out / f"{name}.json", json.dumps(report, indent=1) + "\n")
+    write_file(out / f"{name}.json", strict_json(report))
     write_file(out / f"{name}.md", text)
     print(f"\n{text}\nwritten: {out / name}.md, .json and .png")
 

@@ -103,7 +103,7 @@ def main():
     check_writable(args.out)
     out = Path(args.out) / "frontier"
     keys = {seed: (args.data_seed, seed, args.forget) for seed in range(args.seeds)}
-    folders = draws(list(keys.values()), args.jobs, out=Path(args.out) / "compare", flags=args.train_flags.split())
+    folders = draws(list(keys.values()), args, Path(args.out) / "compare")
 
     def spec(row, key, run="target", **more):
         name = row if isinstance(row, str) else "{}_start{:g}_{}epochs".format(*row).replace(" ", "_")

@@ -26,6 +26,7 @@ from common.files import write_file
 from experiments.processes import workers
 from lab import recover
 from lab.choose import smoothing
+from lab.entries import other_data
 from lab.optim import Log
 from lab.runs import load_run
 
@@ -68,14 +69,15 @@ def draw(out, data_seed, seed, forget="forget10", flags=(), threads=None):
     return folder
 
 
-def draws(keys, jobs, **kw):
-    """draw() of several (data_seed, seed, forget), `jobs` at a time. -> {(data_seed, seed, forget): folder}"""
+def draws(keys, args, out, *more, jobs=None):
+    """draw() of several (data_seed, seed, forget), `jobs` (default --jobs) at a time, by --n_authors, --train_flags and
+    more flags of train.py. -> {(data_seed, seed, forget): folder}"""
+    jobs, flags = jobs or args.jobs, [*args.train_flags.split(), *more, f"--n_authors={args.n_authors}"]
     threads = max(1, os.cpu_count() // jobs)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = {}
         for data_seed, seed, forget in keys:
-            futures[data_seed, seed, forget] = pool.submit(draw, data_seed=data_seed, seed=seed, forget=forget,
-                                                           threads=threads, **kw)
+            futures[data_seed, seed, forget] = pool.submit(draw, out, data_seed, seed, forget, flags, threads)
         return {key: future.result() for key, future in tqdm(futures.items(), desc="models", disable=None)}
 
 
@@ -99,6 +101,8 @@ def trial(spec):
         return read_trial(file, spec)
     model, tokenizer, record = load_run(Path(spec["run"]), "cpu")
     dataset, teacher = data.load(**spec["data"]), {}
+    if why := other_data(spec["run"], record, dataset):
+        raise UserError(why)
     settings = spec.get("unlearn") or spec.get("smoothing") or {}
     args = asu.parse(["--device=cpu", *(f"--{k}={v}" for k, v in settings.items() if v is not None)])
     with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):

@@ -1,4 +1,5 @@
-"""Which temperature and which heads: chosen by forward passes alone, before anything is trained.
+"""Which temperature and which heads: chosen by forward passes, before anything is trained (but with --heal the teacher
+of each temperature).
 
 Ours, not the paper's, which sets tau by hand. Both look at training phrasings of the forget questions only, so that
 the held-out ones stay for the evaluation, and neither needs a retrained model. Both go by the facts in the answers.
@@ -164,7 +165,7 @@ def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200, hea
     tokens less what it adds to that of function and name tokens. The smallest within 1% of the best is taken, and
     none beyond the first whose teacher knows as little of the forget facts as the model knows of people it never met.
 
-    Forward passes over training phrasings only; no retrained model. forget, strangers: rows with facts (the first
+    From training phrasings alone; no retrained model. forget, strangers: rows with facts (the first
     max_rows of each are used). healer: see asu.unlearn; every second of TAUS is tried then, because each takes some
     training. Prints the curve it decides from. Raises UserError for rows without facts.
     """

@@ -361,7 +361,12 @@ def test_unlearning_follows_the_extrapolated_teacher(examples, teacher):
     ("--method=npo --tau=8", "--tau"), ("--method=npo --tau 8", "--tau"), ("--method=npo", None), ("--tau=8", None),
     ("--method=npo --layers=1 --hidden_layer=1", "--layers, --hidden_layer"), ("--hidden_layer=1", "--hidden_layer"),
     ("--method=rmu --hidden_layer=1 --alpha=1.2", "--alpha"), ("--target=hidden --hidden_layer=1 --heads=all", None),
-    ("--base=x", "--base"), ("--base=x --start=0.5", None)])
+    ("--base=x", "--base"), ("--base=x --start=0.5", None), ("--heal_lr=1", "--heal_lr"),
+    ("--heal_lr=1 --heal=2", None),
+    ("--teacher_from=original", "--teacher_from"), ("--teacher_from=original --tasks=2", None),
+    ("--retain=none --replay=1 --c_retain=2", "--c_retain, --replay"), ("--replay=1 --c_retain=2", None),
+    ("--method=simnpo --teacher=live", "--teacher"), ("--method=npo --teacher=live", None),
+    ("--method=simnpo --retain=kl --teacher=live", None)])
 def test_a_flag_that_is_given_and_not_used_is_named(monkeypatch, capsys, flags, unused):
     monkeypatch.setattr(sys, "argv", ["asu.py", *flags.split()])
     asu.parse()

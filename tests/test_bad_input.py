@@ -136,6 +136,11 @@ def test_a_split_that_is_none_is_refused_before_anything_is_trained(tmp_path, ca
         assert f"--forget={forget} is not a split" in refused(capsys, script, f"--out={tmp_path}", f"--forget={forget}")
 
 
+@pytest.mark.parametrize("flag", ["--data=books", "--dtype=bfloat16", "--device=cpu"])
+def test_an_ablation_without_a_run_refuses_the_flags_that_are_about_the_run(tmp_path, capsys, untrained, flag):
+    assert flag.split("=")[0] in refused(capsys, ablate, f"--out={tmp_path}", flag)
+
+
 @pytest.mark.parametrize("content, message", [
     ("x", "is not valid JSON"), ("[]", "a JSON object is needed"), ("{}", "has no settings that were chosen"),
     ('{"chosen": []}', "has no settings that were chosen"), ('{"chosen": {"a": 3}}', "has no settings that were")])

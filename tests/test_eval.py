@@ -176,10 +176,10 @@ def test_what_is_reported_of_likelihoods_on_two_rows(part, two, tokenizer):
     for row in rows:
         l_true, l_para = (-true_logp(model, tokenizer, row["question"], row[key]).mean()
                           for key in ("answer", "paraphrased_answer"))
-        l_wrong = [-true_logp(model, tokenizer, row["question"], text).mean() for text in row["perturbed_answer"][:3]]
+        l_wrong = [-true_logp(model, tokenizer, row["question"], text).mean() for text in row["perturbed_answer"]]
         lies = sum(math.exp(-loss) for loss in l_wrong) if part in ("world", "real_authors") else None
         p.append(math.exp(-l_true) / (math.exp(-l_true) + lies) if lies else math.exp(-l_true))
-        ratios.append(math.exp(sum(l_wrong) / 3 - l_para))
+        ratios.append(math.exp(sum(l_wrong) / len(l_wrong) - l_para))
     wanted = [min(r, 1 / r) if part == "forget" else max(0, 1 - 1 / r) for r in ratios]
     assert ratios[0] > 1.5 and ratios[1] < 0.97
     assert metrics["n"] == 2 and metrics["probability"] == pytest.approx(sum(p) / 2, rel=1e-4)
@@ -265,6 +265,16 @@ def test_the_right_option_is_the_likeliest_by_the_sum_over_its_tokens(two, token
     assert values["choice_accuracy"].tolist() == total != mean and metrics["choice_accuracy"] == sum(total) / 2 == 0.5
     assert "choice_accuracy" not in eval.evaluate(model, tokenizer, "forget", [options[0], rows[1]],
                                                   data.slot_values(rows))[1]
+
+
+def test_every_option_counts_beside_a_question_that_has_fewer(two, tokenizer):
+    """The last option of the second question is the one that the model has learnt."""
+    model, rows = two
+    unlikely, less = " ".join(["never"] * 8), " ".join(["never"] * 7)
+    options = [row | {"choices": ["", ""], "facts": []} for row in rows]
+    options[0] |= {"perturbed_answer": [unlikely]}
+    options[1] |= {"answer": less, "perturbed_answer": [unlikely, rows[1]["perturbed_answer"][0]]}
+    assert eval.evaluate(model, tokenizer, "forget", options, {})[1]["choice_accuracy"].tolist() == [1, 0]
 
 
 def test_what_measure_adds_attacks_intervals_and_short_answers(two, tokenizer, authors, monkeypatch):

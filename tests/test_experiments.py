@@ -301,16 +301,23 @@ def test_another_split_has_the_base_and_target_of_the_first(tmp_path, monkeypatc
     started = []
 
     def run_script(name, flags, threads):
-        started.append((name, *flags[-4:]))
+        started.append((name, *flags[:-5], *flags[-4:]))
         for model in ("base", "target", "retrained"):
             folder = tmp_path / "draw3_seed4" / flags[-2].split("=")[1] / model
             folder.mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(trials, "run_script", run_script)
-    key = 3, 4, "forget05"
-    folders = trials.draws([key], 1, out=tmp_path, flags=["--epochs=2"])
+    key, args = (3, 4, "forget05"), Namespace(jobs=1, train_flags="--lr=1 --n_authors=30", n_authors=20)
+    folders = trials.draws([key], args, tmp_path, "--epochs=2")
     assert folders == {key: tmp_path / "draw3_seed4/forget05"}
-    assert started == [("train", "--data_seed=3", "--seed=4", f"--forget={split}", "--resume")
+    given = "--lr=1", "--n_authors=30", "--epochs=2", "--n_authors=20"          # what is measured is what was learnt
+    assert started == [("train", *given, "--data_seed=3", "--seed=4", f"--forget={split}", "--resume")
                        for split in ("forget10", "forget05")]
+
+
+def test_a_trial_on_other_people_than_its_model_has_learnt_is_refused(out, tmp_path):
+    dataset = {"out": str(out), "data_seed": 0, "forget": "forget10", "n_authors": 21}
+    with pytest.raises(UserError, match="target was trained on other data"):
+        trials.trial({"file": str(tmp_path / "t.json"), "run": str(out / "target"), "max_rows": 4, "data": dataset})
 
 
 # ------------------------------------------------------------------------------------- from one end to the other
