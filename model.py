@@ -3,7 +3,8 @@
 RMSNorm, rotary positions, SwiGLU, grouped-query attention, tied or untied head, optional attention biases. Module names
 are HF's, so a state dict is an HF checkpoint. This file knows nothing of unlearning.
 
-Shapes: B batch, T time, S time of the keys, C = n_embd, nh heads, nkv key/value heads, hs = C / nh, V vocabulary.
+Shapes: B batch, T time, S time of the keys, C = n_embd, nh heads, nkv key/value heads, hs = head_dim (C / nh where the
+config does not say), V vocabulary.
 """
 
 import itertools

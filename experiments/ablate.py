@@ -39,7 +39,7 @@ AXES = {        # name -> settings that differ from DEFAULT; what stands before 
     "layers": [{"layers": layers, "tau": 16.0, **PAPER} for layers in ("0", "1", "2-3", "4-5", "2-", "1-", "all")],
     "alpha": [{"alpha": alpha} for alpha in (1.0, 1.1, 1.3, 1.5)],
     "c_forget": [{"c_forget": c} for c in (0.1, 0.3, 1.0, 3.0)],
-    "phrasings": [{"phrasings": n, "epochs": 25 // n} for n in (1, 2, 5)],      # of each question, in as many steps
+    "phrasings": [{"phrasings": n, "epochs": 25 // n} for n in (1, 2, 5)],      # of each question; about as many steps
     "tau, auto": [{"tau": tau, "layers": "1-", **PAPER} for tau in TAUS],
     "epochs": [{"epochs": n} for n in (1, 2, 5, 10)],
 }
