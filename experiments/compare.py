@@ -11,8 +11,8 @@ were not, see docs/comparison.md:
 3. The rule: the smallest gap to retrain among the trials that keep at least 95% of the target's fact accuracy on the
    retain set; if none does, the one that keeps most.
 4. The chosen settings then run on the reported draw (--data_seed) for --seeds training seeds: each seed has its own
-   base, target, retrained and unlearned models. Differences are paired by seed, against the form of ASU that rule 3
-   likes best on the development draw; intervals are Student's t.
+   base, target, retrained and unlearned models. Differences are paired by seed, against ASU_GD, asu.py's default form;
+   intervals are Student's t.
 """
 
 from pathlib import Path
@@ -119,8 +119,7 @@ def choose(trials, target):
 
 
 def develop(methods, spec, key, args):
-    """Run the trials of every method -> {method: the settings chosen}, {method: [result of each trial]}, the reference:
-    the form of ASU, or else the method, that the other rows are held against.
+    """Run the trials of every method -> {method: the settings chosen}, {method: [result of each trial]}.
 
     spec: (name, key, ...) -> spec of a trial; key: of the development draw."""
     settings, specs = {}, {"target": spec("target", key), "retrained": spec("retrained", key, "retrained")}
@@ -131,14 +130,11 @@ def develop(methods, spec, key, args):
     done = run_trials(specs, args.jobs, "trials")
     target, retrained = done.pop("target"), done.pop("retrained")
     gaps(done.values(), retrained)
-    best = {}
+    chosen, tried = {}, {}
     for method in methods:
-        best[method] = choose({(method, i): done[method, i] for i in range(args.trials)}, target)
-    chosen = {method: settings[best[method]] for method in methods}
-    forms = [method for method in methods if chosen[method]["method"] == "asu"] or methods[:1]
-    reference, _ = choose({best[method]: done[best[method]] for method in forms}, target)
-    tried = {method: [done[method, i]["result"] for i in range(args.trials)] for method in methods}
-    return chosen, tried, reference
+        chosen[method] = settings[choose({(method, i): done[method, i] for i in range(args.trials)}, target)]
+        tried[method] = [done[method, i]["result"] for i in range(args.trials)]
+    return chosen, tried
 
 
 # ------------------------------------------------------------------------------------ 4: the reported draw
@@ -281,7 +277,8 @@ def main():
         name += "_attacked" * more.get("attack", False)
         file = out / "trials" / forget / f"draw{data_seed}_seed{seed}_{name}.json".replace(" ", "")
         return spec_of(file, folders[key], key, args, run, **more)
-    chosen, tried, reference = develop(methods, spec, development, args)
+    chosen, tried = develop(methods, spec, development, args)
+    reference = "ASU_GD" if "ASU_GD" in methods else methods[0]
     print("chosen:", *(f"  {method}: {settings_text(chosen[method], chosen[method])}" for method in methods), sep="\n",
           flush=True)
     results = report_draw(rows_of(chosen), spec, keys, args.jobs)
