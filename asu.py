@@ -461,10 +461,10 @@ def keywords(args, tokenizer, dataset, request, retain):
     if args.heal or args.replay:
         unmet = data.unmet(dataset)
         strangers = data.stranger_examples(tokenizer, unmet, args.heal * args.batch_size)
-        healer = partial(heal, strangers=strangers, steps=args.heal, lr=args.heal_lr, batch_size=args.batch_size,
-                         micro_batches=args.micro_batches, seed=args.seed,
-                         optimizer_dtype=args.optimizer_dtype) if args.heal else None
         retain = retain + data.stranger_examples(tokenizer, unmet, int(args.replay * len(retain)))
+    if args.heal:
+        healer = partial(heal, strangers=strangers, steps=args.heal, lr=args.heal_lr, batch_size=args.batch_size,
+                         micro_batches=args.micro_batches, seed=args.seed, optimizer_dtype=args.optimizer_dtype)
     flags = ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size", "micro_batches", "warmup",
              "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher", "hidden_layer")
     return {flag: getattr(args, flag) for flag in flags} | {
