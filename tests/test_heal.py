@@ -13,6 +13,7 @@ import data
 from experiments import heal
 from lab import choose
 from lab.answers import answer_nll
+from lab.lora import LoRALinear
 from lab.optim import Log
 from lab.runs import load_run, read_run
 from tests.conftest import TINY, call, flat, refused, small_model, weights
@@ -178,16 +179,31 @@ def test_data_with_nothing_to_say_of_strangers_is_refused(tmp_path):
 def test_replay_puts_strangers_beside_the_retain_rows(tmp_path, tokenizer):
     dataset = data.load(out=tmp_path, n_authors=20)
     plain, more = (asu.keywords(asu.parse(flags), tokenizer, dataset, dataset.forget, dataset.retain)
-                   for flags in ([], ["--replay=0.25", "--heal=3"]))
+                   for flags in ([], ["--replay=0.25", "--heal=3", "--heal_lr=0.5", "--optimizer_dtype=bfloat16"]))
     n = len(plain["retain"])
     assert more["retain"][:n] == plain["retain"] and len(more["retain"]) == n + n // 4
     assert all(e.stranger for e in more["retain"][n:]) and not any(e.stranger for e in plain["retain"])
     heals = more["healer"].keywords
     assert len(heals["strangers"]) == 3 * 32 and heals["steps"] == 3 and plain["healer"] is None
+    assert (heals["lr"], heals["optimizer_dtype"]) == (0.5, "bfloat16")
     assert heals["strangers"][0] not in more["retain"]
 
 
 # ------------------------------------------------------------------------------------------------ command line
+def test_a_teacher_is_healed_for_tau_auto_as_the_run_trains(tmp_path, tokenizer, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def smoothing(model, *rest):
+        assert model.checkpointing and isinstance(model.layers[0].mlp.up_proj, LoRALinear)
+        raise Asked
+    monkeypatch.setattr(asu, "smoothing", smoothing)
+    dataset = data.load(out=tmp_path, n_authors=20)
+    args = asu.parse(["--tau=auto", "--heal=1", "--checkpointing", "--lora=2"])
+    with pytest.raises(Asked):
+        asu.forget_rows(small_model(), tokenizer, dataset, dataset.forget, dataset.retain, args, Log("test"))
+
+
 FLAGS = "--heal=3", "--start=0.5", "--replay=0.5", "--tau=4"
 
 
