@@ -229,7 +229,7 @@ def plot_dial(points, curves, path):
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=7)
-    axes[1, 0].legend(fontsize=7, handlelength=4)
+    axes[1, 2].legend(fontsize=7, handlelength=4, loc="upper right")
     save_figure(figure, path)
 
 

@@ -79,6 +79,25 @@ def test_unlearning_follows_the_healed_teacher(examples, teacher):
     assert healed[1]["curve"][0]["forget_loss"] != pytest.approx(plain[1]["curve"][0]["forget_loss"], rel=0.05)
 
 
+def test_unlearning_heals_theta_0_where_it_is_smoothed(examples):
+    asked = []
+
+    def healer(theta_0, **smoothing):
+        asked.append((flat(theta_0).clone(), smoothing))
+        return small_model()
+    unlearned(examples, healer=healer, layers=[1])
+    [(theta_0, smoothing)] = asked
+    assert torch.equal(theta_0, flat(small_model())) and smoothing == {"tau": 4.0, "layers": [1]}
+
+
+def test_healing_in_bfloat16_adds_small_steps_up_or_not_as_the_flag_says(examples):
+    """Steps of 1e-5 are lost beside bfloat16 weights, unless a float32 copy adds them up."""
+    model = small_model().to(torch.bfloat16)
+    exact, lost = (flat(asu.heal(model, examples, 12, 1e-5, 8, 8.0, optimizer_dtype=dtype)) - flat(model)
+                   for dtype in ("float32", "bfloat16"))
+    assert exact.count_nonzero() > 2 * lost.count_nonzero()
+
+
 def test_cached_and_live_healed_teachers_train_the_same(examples):
     curves = []
     for teacher in ("cached", "live"):
