@@ -786,7 +786,7 @@ def test_hazards_from_prose_to_report(tmp_path, capsys):
     call(train, *flags, "--block_size=256")
     call(asu, *flags, "--target=hidden", "--hidden_layer=1", "--retain=hidden", "--tau=4")
     call(asu, *flags, "--method=rmu", "--retain=hidden", "--tau=4", "--hidden_layer=1")
-    assert "--method=rmu --retain=hidden does not use --tau\n" in capsys.readouterr().out
+    assert "(--method=rmu --retain=hidden) does not use --tau\n" in capsys.readouterr().out
     call(eval, *flags, "--max_rows=4")
     runs = json.loads((tmp_path / "report.json").read_text())["runs"]
     assert set(runs) == {"base", "target", "retrained", "teacher_tau4", "asu_hidden_hidden", "rmu_hidden"}
