@@ -429,8 +429,6 @@ def parse(argv=None):
     args = p.parse_args(argv)
     if not args.c_forget and (not args.c_retain or args.retain == "none"):
         p.error("--c_forget=0 and no retain loss: nothing would be learnt")
-    if args.start == 1 and "base" in p.given:
-        print("--start=1 does not use --base", flush=True)
     if args.start < 1 and args.lora:
         p.error("--start moves the weights that --lora leaves as they are; give one of the two")
     if args.target == "hidden":
@@ -438,13 +436,12 @@ def parse(argv=None):
             p.error(f"--target=hidden is a form of ASU, not of --method={args.method}")
         args.method = "asu_hidden"
     asked = asks(METHODS[args.method]) + asks(RETAIN_LOSSES[args.retain])
-    unused = [] if smooths(args.method) else ["tau", "layers", "heads", "alpha", "heal"]
-    unused += [] if smooths(args.method) and args.heal else ["heal_lr"]
-    unused += [] if any(name.endswith("hidden") for name in asked) else ["hidden_layer"]
-    unused += [] if any(split_name(name)[1].startswith(("teacher", "reference")) for name in asked) else ["teacher"]
-    unused += [] if args.tasks > 1 else ["teacher_from"]
-    unused += [] if args.retain != "none" else ["c_retain", "replay"]
-    if unused := [f"--{flag}" for flag in unused if flag in p.given]:
+    used = dict.fromkeys(("tau", "layers", "heads", "alpha", "heal"), smooths(args.method)) | {
+        "heal_lr": smooths(args.method) and args.heal, "hidden_layer": any(name.endswith("hidden") for name in asked),
+        "teacher": any(split_name(name)[1].startswith(("teacher", "reference")) for name in asked),
+        "teacher_from": args.tasks > 1, "base": args.start < 1,
+        **dict.fromkeys(("c_retain", "replay"), args.retain != "none")}
+    if unused := [f"--{flag}" for flag in used if flag in p.given and not used[flag]]:
         print(f"this run (--method={args.method} --retain={args.retain}) does not use {', '.join(unused)}", flush=True)
     return args
 

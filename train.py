@@ -11,9 +11,8 @@ Fine-tuning replays a share of strangers and world facts; without it a model is 
 met. Every epoch and batch is fixed by --seed before training starts, so an interrupted run resumes bit for bit.
 
 A small model speaks with a few sharp heads, so smoothing its attention would break its language before it took a fact.
-Therefore half of the strangers and world facts are read at a random attention
-temperature, up to --temper: language then survives smoothing. An author's row is always read at 1, so facts are
-learnt there alone.
+Therefore half of the strangers and world facts are read at a random attention temperature, up to --temper: language
+then survives smoothing. An author's row is always read at 1, so facts are learnt there alone.
 """
 
 import itertools

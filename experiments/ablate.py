@@ -123,11 +123,10 @@ def dial(keys, args, out):
     """How ASU depends on how well language survives smoothing: models trained at every highest temperature T in
     TEMPERS, the paper's form of ASU (every head, alpha 1) on each at TEMPER_TAUS. OUT/ablate/temper.json and
     temper.png; in the figure also --run, a model that nobody tempered."""
-    points, curves = [], {}
+    points, curves, compared = [], {}, train.parse(args.train_flags.split()).temper
     for temper in TEMPERS:
-        own = temper == train.parse(args.train_flags.split()).temper    # the comparison's models are of this one
-        folder = Path(args.out) / "compare" if own else out / f"temper{temper:g}"
-        folders = draws(keys, args, folder, *([] if own else [f"--temper={temper:g}"]))
+        folder = Path(args.out) / "compare" if temper == compared else out / f"temper{temper:g}"
+        folders = draws(keys, args, folder, f"--temper={temper:g}")
         points += dial_points(temper, folders, args, out)
         models = [(folders[key] / "target", forget_rows(args, key)) for key in keys]
         curves[f"T = {temper:g}"] = [nll_curves(*load_run(path)[:2], rows) for path, rows in models]
