@@ -577,6 +577,8 @@ def main():
         check_place(path, settings | {"data_sha256": dataset.sha256}, args.overwrite)
     base = base_of(args, parent)
     original = parallel.copy_of(model) if args.teacher_from == "original" and args.tasks > 1 else None
+    if original:
+        prepare(original, args)                             # it is healed as the model is trained
     parent_sha = parent_run.get("model_sha256") or weights_sha256(parent)
 
     for task, (path, request) in enumerate(zip(paths, requests)):

@@ -223,6 +223,18 @@ def test_a_teacher_is_healed_for_tau_auto_as_the_run_trains(tmp_path, tokenizer,
         asu.forget_rows(small_model(), tokenizer, dataset, dataset.forget, dataset.retain, args, Log("test"))
 
 
+def test_the_original_teacher_of_later_requests_is_healed_as_the_run_trains(out, tmp_path, monkeypatch):
+    healed, heal = [], asu.heal
+
+    def watched(model, **flags):
+        healed.append(isinstance(model.layers[0].mlp.up_proj, LoRALinear))
+        return heal(model, **flags)
+    monkeypatch.setattr(asu, "heal", watched)
+    call(asu, TINY, f"--run={out / 'target'}", f"--out={tmp_path}", "--tasks=2", "--epochs=1", "--heal=1", "--lora=2",
+         "--teacher_from=original", "--name=x")
+    assert healed == [True, True]
+
+
 FLAGS = "--heal=3", "--start=0.5", "--replay=0.5", "--tau=4"
 
 
