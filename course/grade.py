@@ -243,9 +243,14 @@ def grade_mutants(files, submission, problem, secret, limits):
     return graded
 
 
+def holds_course(folder):
+    """Whether a folder holds files of the course: a submission."""
+    return any(os.path.isfile(folder / path) for functions in PROBLEMS.values() for path, _ in functions)
+
+
 def forbidden(submission):
-    """Folders that nothing in a submission's process may read or write: ours, and other submissions."""
-    return [str(HOME), str(submission.resolve())]
+    """Folders that nothing in a submission's process may read or write: ours, itself, and the submissions beside it."""
+    return [str(HOME), *(str(path) for path in submission.resolve().parent.iterdir() if holds_course(path))]
 
 
 # ------------------------------------------------------------------------------------------------------ one submission
@@ -256,7 +261,7 @@ def grade(files, submission, secret, marks=None, problems=tuple(PROBLEMS), limit
     submission, limits, work = Path(submission), limits or {}, []
     if not submission.is_dir():
         raise UserError(f"{submission} is not a folder")
-    if not any((submission / path).is_file() for functions in PROBLEMS.values() for path, _ in functions):
+    if not holds_course(submission):
         raise UserError(f"{submission} holds none of the files of the course, such as {PROBLEMS[1][0][0]}")
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         for problem in problems:
@@ -327,9 +332,10 @@ def reference(folder, files):
 def read_marks(path):
     try:
         marks = json.loads(Path(path).read_text()) if path else {}
-        assert isinstance(marks, dict) and all(isinstance(of, dict) for of in marks.values())
+        if not all(isinstance(mark, (int, float)) for of in marks.values() for mark in of.values()):
+            raise ValueError
         return marks
-    except (OSError, ValueError, AssertionError) as e:
+    except (OSError, ValueError, AttributeError) as e:
         raise UserError(f'--marks={path}: a JSON file is needed, {{"SUBMISSION": {{"1": 4, "2": 3, "5": 4}}}}') from e
 
 

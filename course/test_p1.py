@@ -40,7 +40,7 @@ def test_the_explicit_path_is_the_formula(draw):
     expected, attention = by_hand(q, k, v, lambda b, h: tau)
     check(weights is not None and weights.shape == attention.shape,
           "the explicit path returns the attention weights (B, nh, T, S) beside the output")
-    check(not close(weights.triu(1), attention.triu(1)) or close(weights.triu(1), torch.zeros_like(weights)),
+    check(close(weights.triu(1), torch.zeros_like(weights)),
           "a query looks at later positions: the mask is causal where none is given")
     check(not close(weights, by_hand(q, k, v, lambda b, h: math.sqrt(tau))[1], 1e-4),
           "tau stands inside the square root: the scale is 1 / (tau sqrt(hs)), not 1 / sqrt(tau hs)")

@@ -57,6 +57,18 @@ def test_a_hostile_submission_costs_its_problem_and_is_named(files, tmp_path, ki
 
 
 @pytest.mark.slow
+def test_a_submission_may_not_read_the_one_beside_it(files, tmp_path):
+    text = (HOME / "model.py").read_text()
+    for name in ("ann", "bob"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.py").write_text(text)
+    code = f"try:\n    open({str(tmp_path / 'bob/model.py')!r}).read()\nexcept OSError:\n    pass\n"
+    (tmp_path / "ann/model.py").write_text(text.replace("import itertools\n", f"{code}import itertools\n", 1))
+    lines = grade.grade_tests(files, tmp_path / "ann", 1, "s", LIMITS)
+    assert not any(score for _, score, _, _ in lines) and "it read the reference" in lines[0][-1]
+
+
+@pytest.mark.slow
 def test_the_same_file_without_the_trick_gets_its_points(files, tmp_path):
     shutil.copy(HOME / "model.py", tmp_path)
     assert sum(score for _, score, _, _ in grade.grade_tests(files, tmp_path, 1, "s", LIMITS)) == TESTS[1]
