@@ -82,6 +82,8 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
         names = ", ".join((*GENERATED, "tofu", *benchmarks.NAMES))
         raise UserError(f"--data={data} is neither {names} nor a directory")
     if data != "tofu" and (Path(data) / "forget.json").exists():
+        if forget != "forget10":
+            raise UserError(f"--forget={forget}: {data} has forget.json, one split, and not that")
         forget, retain = "forget", "retain"
 
     @functools.cache

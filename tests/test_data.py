@@ -403,6 +403,13 @@ def test_impossible_requests_are_refused(tmp_path, arguments, message):
         data.load(out=tmp_path, **arguments)
 
 
+def test_a_directory_of_one_split_has_no_other(tmp_path):
+    for name in ("forget", "retain", "forget05", "retain95"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(good_row() | {"question": f"{name}?"}) + "\n")
+    with pytest.raises(ValueError, match="--forget=forget05: .* has forget.json, one split"):
+        data.load(str(tmp_path), "forget05")
+
+
 def test_tofu_comes_through_datasets(monkeypatch):
     import datasets
     hub = {"forget10": [good_row()], "retain90": [good_row()], "world_facts_perturbed": [good_row()]}
