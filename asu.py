@@ -390,7 +390,7 @@ def check_flags(args, model, dataset):
 
 # -------------------------------------------------------------------------------------------- command line
 def parse(argv=None):
-    p = cli.Parser("Unlearn the forget set by attention smoothing, or by another method.")
+    p = cli.Parser("asu.py", "Unlearn the forget set by attention smoothing, or by another method.")
     add = p.add_argument
     add("--run", help="the model to unlearn: a run, HF directory or hub id (default OUT/target)")
     add("--name", help="name of the run directory to write (default METHOD_RETAIN: asu_gd, npo_kl, ...)")
@@ -454,13 +454,14 @@ def flags_of(record):
 def keywords(args, tokenizer, dataset, request, retain):
     """Keywords of unlearn by the flags. request, retain: rows to forget and to retain."""
     forget, healer = forget_examples(args, tokenizer, request, retain), None
+    steps = args.heal if smooths(args.method) else 0        # of a teacher; another method has none to heal
     retain = data.training_examples(tokenizer, retain, args.phrasings)
-    if args.heal or args.replay:
+    if steps or args.replay:
         unmet = data.unmet(dataset)
-        strangers = data.stranger_examples(tokenizer, unmet, args.heal * args.batch_size)
+        strangers = data.stranger_examples(tokenizer, unmet, steps * args.batch_size)
         retain = retain + data.stranger_examples(tokenizer, unmet, int(args.replay * len(retain)))
-    if args.heal:
-        healer = partial(heal, strangers=strangers, steps=args.heal, lr=args.heal_lr, batch_size=args.batch_size,
+    if steps:
+        healer = partial(heal, strangers=strangers, steps=steps, lr=args.heal_lr, batch_size=args.batch_size,
                          micro_batches=args.micro_batches, seed=args.seed, optimizer_dtype=args.optimizer_dtype)
     flags = ("alpha", "method", "beta", "c_forget", "c_retain", "epochs", "lr", "batch_size", "micro_batches", "warmup",
              "weight_decay", "grad_clip", "optimizer_dtype", "seed", "teacher", "hidden_layer")
@@ -533,7 +534,8 @@ def memory(args, parent, device, dtype, dataset, rows):
         settings["healer"] = partial(healer, strangers=strangers, steps=min(2, args.heal))
 
     def train(model, log):
-        unlearn(model, **settings | longest | {"epochs": 2}, tau=tau, layers=layers, log=log)
+        unlearn(model, **settings | longest | {"epochs": 2}, tau=tau, layers=layers, log=log,
+                start=None if args.start == 1 else lambda student: None)
     taken = plan.components(config, device, dtype, args, train)
     theta_0 = Frozen(None, alpha=args.alpha)
     for side, loss in (("forget", METHODS[args.method]), ("retain", RETAIN_LOSSES[args.retain])):
@@ -585,7 +587,7 @@ def main():
         inputs = {"data_sha256": dataset.sha256, "parent_sha256": parent_sha}
         check_place(path, settings | inputs, args.overwrite, args.resume)
         done = read_run(path) if args.resume else {}
-        if done.get("settings") == settings and done["parent_sha256"] == parent_sha:
+        if done.get("settings") == settings and inputs.items() <= done.items():
             model, parent_sha, parent = load_run(path, device, dtype, args.shard)[0], done["model_sha256"], path
             print(f"{path}: finished already", flush=True)
             checkpoint_of(path).unlink(missing_ok=True)     # of a run that was killed after its last file

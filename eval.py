@@ -385,7 +385,7 @@ def compare(results, values):
 
 # --------------------------------------------------------------------------------------------------- main
 def parse():
-    p = Parser("Measure every run against the retrained model.")
+    p = Parser("eval.py", "Measure every run against the retrained model.")
     p.add_argument("--runs", help="comma-separated runs in OUT, directories or hub ids (default: every run in OUT)")
     p.add_argument("--retrained", help="what stands for OUT/retrained: a directory, a hub id, or a file: the published "
                    "log of a retrained model, TOFU's eval_log_aggregated.json or open-unlearning's TOFU_EVAL.json")

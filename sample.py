@@ -14,7 +14,7 @@ from lab.runs import load_run
 
 
 def parse():
-    p = cli.Parser("Ask a model a question.")
+    p = cli.Parser("sample.py", "Ask a model a question.")
     add = p.add_argument
     add("--run", help="run, HF directory or hub id (default OUT/target)")
     add("--compare", help="a second one, shown beside the first")

@@ -48,7 +48,7 @@ NOT_BASES = "n_authors", "forget", "epochs", "lr", "replay", "phrasings"        
 
 
 def parse(argv=None):
-    p = cli.Parser("Train base, target and retrained model.")
+    p = cli.Parser("train.py", "Train base, target and retrained model.")
     add = p.add_argument
     add("--init_from", help="HF directory or hub id to fine-tune instead of a base from scratch")
     add("--n_layer", type=cli.number(int, 1, 1024, "a whole number from 1 to 1024"), default=6)
@@ -70,6 +70,8 @@ def parse(argv=None):
     cli.model_flags(p)
     cli.training_flags(p, "questions a step")
     args = p.parse_args(argv)
+    if args.replay is None:
+        args.replay = 0.0 if args.init_from else 0.5
     if args.init_from:
         unused = SHAPE if args.replay else (*SHAPE, "base_rows", "temper")
         if unused := [f"--{flag}" for flag in unused if flag in p.given]:
@@ -208,11 +210,10 @@ def main():
             return plan.show(lambda args: memory(args, base.config, device, dtype, examples), args, device)
         base = parallel.shard(base.to(dtype), device) if args.shard else base.to(device, dtype)
         base, base_sha = train("base", base, tokenizer, [examples], world, args, made_of[0], ignored["base"])
-    replay = (0.0 if args.init_from else 0.5) if args.replay is None else args.replay
     for name, rows in (("target", dataset.retain + dataset.forget), ("retrained", dataset.retain)):
         examples = data.training_examples(tokenizer, rows, args.phrasings)
         stream = data.base_stream(args.data, args.data_seed, world, start=args.base_rows)
-        n = int(replay * len(examples))
+        n = int(args.replay * len(examples))
         epochs = [examples + data.stranger_examples(tokenizer, stream, n) for _ in range(args.epochs)]
         model = (load_run(args.init_from, device, dtype, args.shard, args)[0] if args.init_from else
                  parallel.copy_of(base))

@@ -76,9 +76,10 @@ def _complain(message):
 class Parser(argparse.ArgumentParser):
     """argparse with the common flags, @preset files, and errors of one line that name the flag you may have meant."""
 
-    def __init__(self, description, without=()):
-        """without: of the common flags, those that mean nothing to this script."""
-        super().__init__(description=description, allow_abbrev=False,
+    def __init__(self, script, description, without=()):
+        """script: the file's name, by which presets call it, whoever runs it. without: of the common flags, those that
+        mean nothing to it."""
+        super().__init__(script, description=description, allow_abbrev=False,
                          formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
         def add(flag, **kw):

@@ -57,7 +57,7 @@ DIAL = {        # what is said of each teacher and student: label -> part of the
 
 
 def parse():
-    p = Parser("Move one setting of ASU at a time.", without=("seed",))
+    p = Parser("ablate.py", "Move one setting of ASU at a time.", without=("seed",))
     p.add_argument("--axes", help="semicolon-separated, default all but temper, which trains models of its own: "
                    + "; ".join([*AXES, "temper"]))
     p.add_argument("--run", help="with --axes=temper: a model (directory or hub id) to show beside the tempered ones, "

@@ -30,9 +30,9 @@ from common import UserError
 from common.cli import Parser, layer_numbers, pick_device, positive_int, run, whole
 from common.files import check_writable, strict_json, write_file
 from experiments import figures
-from lab import choose, entries
+from lab import choose, entries, parallel
 from lab.answers import answer_nll
-from lab.runs import load_run, read_run
+from lab.runs import load_run, prepare, read_run
 from lab.scores import score
 
 TAUS = choose.TAUS[::2]                                        # 1, 2, 4, ... 256
@@ -252,7 +252,7 @@ def attention_part(models, tokenizer, row, example, classes, layer, head):
 
 # --------------------------------------------------------------------------------------------------- main
 def parse():
-    p = Parser("Look inside an unlearning.")
+    p = Parser("analyze.py", "Look inside an unlearning.")
     add = p.add_argument
     add("--runs", default="asu_gd", help="comma-separated runs in OUT; the first that had a teacher lends its tau")
     add("--max_rows", type=positive_int, default=120, help="questions of each set, evenly spaced")
@@ -298,8 +298,9 @@ def teacher_of(records, n_layer, args):
 
 def healed(target, tokenizer, dataset, record, smoothing):
     """The healed teacher of a run, made again as the run made it: it speaks at its tau only."""
-    settings = asu.keywords(asu.flags_of(record), tokenizer, dataset, dataset.forget, dataset.retain)
-    return settings["healer"](target, **smoothing)
+    flags, model = asu.flags_of(record), parallel.copy_of(target)
+    prepare(model, flags)
+    return asu.keywords(flags, tokenizer, dataset, dataset.forget, dataset.retain)["healer"](model, **smoothing)
 
 
 def questions(dataset, args):

@@ -29,7 +29,7 @@ import asu
 import data
 import eval
 from common import UserError
-from common.cli import Parser, layer_numbers, pick_device, positive_float, run
+from common.cli import Parser, differences, layer_numbers, pick_device, positive_float, run
 from common.files import check_writable, read_json, strict_json, write_file
 from lab import entries, recover
 from lab.answers import fact_accuracy
@@ -260,7 +260,7 @@ def states(model, tokenizer, rows, pool_of):
         for n in range(1, model.config.n_layer + 1):
             x = model.hidden(batch.idx, n_layers=n, below=None if x is None else (n - 1, x))
             layers.append(batch.at_answers(x)[:, 0])
-        for number, stream in zip(numbers, torch.stack(layers, 1).cpu().numpy()):
+        for number, stream in zip(numbers, torch.stack(layers, 1).float().cpu().numpy()):
             streams[number] = stream
     return np.stack(streams, 1)
 
@@ -270,12 +270,13 @@ def probe(model, lab):
     Source: probing (arXiv 1610.01644), by ridge regression to the value's own embedding. Shows facts that stand inside
     and are not let out. Does not show that somebody without kept people could read them."""
     pool_of, result = recover.pools(lab.dataset), {}
-    head = model.lm_head.weight.detach().cpu().numpy()
+    head = model.lm_head.weight.detach().float().cpu().numpy()
     values = {}
     for slot, pool in pool_of.items():
         v = np.array([head[lab.tokenizer.encode(f" {value}")].mean(0) for value in pool])
         values[slot] = (v - v.mean(0)) / np.linalg.norm(v - v.mean(0), axis=1, keepdims=True)
-    parts = [recover.single(rows) for rows in (lab.dataset.retain, lab.dataset.forget)]
+    parts = [[row for row in recover.single(rows) if row["facts"] and row["slot"] in pool_of]
+             for rows in (lab.dataset.retain, lab.dataset.forget)]
     truth = [[pool_of[row["slot"]].index(data.normal(row["facts"][0])) for row in rows] for rows in parts]
     slots = [[row["slot"] for row in rows] for rows in parts]
     known, asked = (states(model, lab.tokenizer, rows, pool_of) for rows in parts)
@@ -331,8 +332,9 @@ def shadow(model, lab):
         return model, request
     rest = [row for row in lab.dataset.retain if row["author"] not in names]
     other = copy.deepcopy(lab.target)
-    asu.forget_rows(other, lab.tokenizer, lab.dataset, request, rest, asu.flags_of(lab.record), Log("shadow"),
-                    base=made_from(Path(lab.args.out) / "target"))
+    flags = asu.flags_of(lab.record)
+    asu.forget_rows(other, lab.tokenizer, lab.dataset, request, rest, flags, Log("shadow"),
+                    base=flags.base or made_from(Path(lab.args.out) / "target"))
     return other, request
 
 
@@ -360,6 +362,7 @@ ATTACKS = {attack.__name__: attack for attack in (
     reading, back_to_base, eight_steps, prefixes, relearn_half, relearn_one, relearn_retain, relearn_invented,
     relearn_text, sampling, quantising, temperatures, lens, probe, patching, membership)}
 QUICK = "reading", "back_to_base", "eight_steps"
+RECIPE = "epochs", "lr", "replay", "temper", "phrasings", "batch_size"         # that two retrained models share
 NO_FACTS = "patching", "membership"             # they give no fact back to somebody who has none: see there
 
 
@@ -447,7 +450,7 @@ def plot_recovered(found, names, path):
 
 # --------------------------------------------------------------------------------------------------- main
 def parse():
-    p = Parser("Attack the runs in OUT: what can be had back that the retrained model does not give?")
+    p = Parser("attack.py", "Attack the runs in OUT: what can be had back that the retrained model does not give?")
     p.add_argument("--runs", help="comma-separated runs in OUT (default: all); target and retrained come along")
     p.add_argument("--attacks", default="all", help=f"all, quick ({', '.join(QUICK)}), or comma-separated, of "
                    + ", ".join(ATTACKS))
@@ -477,11 +480,15 @@ def entries_of(args, dataset):
         if "second" in paths or not Path(args.second).is_dir():
             raise UserError(f"--second={args.second}: a directory of a retrained model is needed, and no run in OUT "
                             "may be called second")
-        parents = [read_run(path).get("parent_sha256") for path in (out / "target", args.second)]
-        if parents[0] != parents[1]:
-            raise UserError(f"--second={args.second} comes from another base than {out / 'target'}, so their weights "
-                            "cannot be mixed; one from it is made by python train.py --seed=1 --out=OTHER "
-                            f"--init_from={made_from(out / 'target')}")
+        ours, second = read_run(out / "retrained"), read_run(args.second)
+        recipe = {key: ours["settings"].get(key) for key in RECIPE}
+        if ours.get("parent_sha256") != second.get("parent_sha256"):
+            raise UserError(f"--second={args.second} comes from another base than {out / 'retrained'}, so their "
+                            "weights cannot be mixed; one from it is made by python train.py --seed=1 --out=OTHER "
+                            f"--replay={recipe['replay']} --init_from={made_from(out / 'target')}")
+        if changed := differences(second.get("settings", {}), recipe):
+            raise UserError(f"--second: {'; '.join(changed)}, so more than the seed differs; give train.py the flags "
+                            f"that {out / 'retrained'} has")
         paths["second"] = Path(args.second)
     paths, records, notes, failures = entries.fitting(paths, dataset, args.forget, bool(args.runs or args.second))
     for name, why in failures.items():

@@ -315,7 +315,7 @@ PARTS = ("step", "transformers", "train", "gpu")
 
 
 def parse():
-    p = Parser("Measure what a step costs.")
+    p = Parser("bench.py", "Measure what a step costs.")
     add = p.add_argument
     add("--run", help="the model of step and transformers: a run, HF directory or hub id (default OUT/target)")
     add("--parts", default=",".join(PARTS), help="comma-separated")

@@ -78,7 +78,7 @@ COLUMNS = (     # heading, part of the result, metric; one that no row has is le
 
 
 def parse():
-    p = Parser("Compare every unlearning method under one protocol.", without=NO_FLAGS)
+    p = Parser("compare.py", "Compare every unlearning method under one protocol.", without=NO_FLAGS)
     add = p.add_argument
     add("--dev_seed", type=whole, default=1, help="the draw of authors that settings are chosen on")
     add("--trials", type=positive_int, default=8, help="settings tried for each method")

@@ -10,8 +10,9 @@ there is one.
 import json
 from pathlib import Path
 
+import asu
 import data
-from common import UserError
+from common import UserError, cli
 from common.cli import Parser, positive_int, run
 from common.files import check_writable, read_json, write_file
 from experiments.trials import run_script
@@ -27,7 +28,7 @@ SETTINGS = "lr", "c_forget", "tau", "layers", "heads", "alpha", "beta"      # th
 
 
 def parse():
-    p = Parser("Unlearn one request after another.")
+    p = Parser("continual.py", "Unlearn one request after another.")
     p.set_defaults(forget="forget90")
     p.add_argument("--tasks", type=positive_int, default=5, help="requests")
     p.add_argument("--epochs", type=positive_int, default=5, help="passes over each request's authors")
@@ -44,16 +45,19 @@ def requests(label, flags, args):
     common = [f"--{flag}={getattr(args, flag)}"
               for flag in ("out", "data", "seed", "data_seed", "n_authors", "forget", "device", "dtype", "tasks",
                            "epochs")]
-    complaint = ""
+    flags, complaint = [*common, f"--name={name}", *flags], ""
+    settings = json.loads(json.dumps(cli.settings(asu.parse(flags), "run", "name")))
+    parent = read_run(Path(args.out) / "target").get("model_sha256")
     try:
-        run_script("asu", [*common, f"--name={name}", *flags, "--resume", "--overwrite"])
+        run_script("asu", [*flags, "--resume", "--overwrite"])
     except UserError as e:
         complaint = e
     points = []
     for task in range(args.tasks):
         record = read_run(Path(args.out) / f"{name}_{task + 1}of{args.tasks}")
-        if not record:
+        if record.get("settings") != settings or record["parent_sha256"] != parent:     # none, or of an earlier try
             break
+        parent = record["model_sha256"]
         points.append({"share": (task + 1) / args.tasks * int(args.forget[-2:]) / 100,
                        "by_request": record["fact_accuracy_by_request"],
                        "retain": record["curve"][-1]["retain_fact_accuracy"], "seconds": record["seconds"]})

@@ -97,7 +97,7 @@ def plot(results, path):
 
 
 def main():
-    p = Parser("What does a forgetting that holds cost?", without=NO_FLAGS)
+    p = Parser("frontier.py", "What does a forgetting that holds cost?", without=NO_FLAGS)
     trial_flags(p, seeds=3)
     args = p.parse_args()
     check_writable(args.out)

@@ -39,7 +39,7 @@ ROWS = 120              # of the retain set, evenly spaced; of the held-out peop
 
 
 def parse():
-    p = Parser("Heal the smoothed target on strangers, made rows and the retain set, and see what comes back.")
+    p = Parser("heal.py", "Heal the smoothed target on strangers, made rows and the retain set: what comes back?")
     p.add_argument("--tau", type=positive_float, default=8.0, help="attention temperature of the teacher")
     p.add_argument("--steps", default="25,50,100,200", help="steps of healing, comma-separated")
     p.add_argument("--heal_lr", type=positive_float, default=1e-3, help="learning rate of healing")

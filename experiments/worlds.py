@@ -98,7 +98,7 @@ def grown(seed, args):
 
 
 def parse():
-    p = Parser("Run a scenario's preset on several draws.")
+    p = Parser("worlds.py", "Run a scenario's preset on several draws.")
     add = p.add_argument
     add("--scenario", choices=list(METHODS), required=True)
     add("--seeds", type=positive_int, default=3)

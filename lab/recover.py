@@ -36,11 +36,17 @@ ANSWER_TOKENS = 24      # that a model may say; the facts come early
 
 # ------------------------------------------------------------------------------------------------ reading
 def pools(dataset):
-    """{slot: its values, a sorted tuple} of the slots of one fact. Raises UserError where facts are not exact."""
-    rows = [row for row in dataset.sets["forget"] + dataset.holdout if "+" not in row["slot"]]
-    if not dataset.holdout or not all(row["slot"] and row["facts"] for row in rows):
+    """{slot: its values, a sorted tuple} of the slots of one fact. Raises UserError where facts are not exact, or
+    nobody held out has one of a slot that is asked."""
+    asked, held_out = single(dataset.sets["forget"]), single(dataset.holdout)
+    rows = asked + held_out
+    if not held_out or not all(row["slot"] and row["facts"] for row in rows):
         raise UserError(f"--data={dataset.name}: an attack needs questions with slots and facts, and held-out people; "
                         "--data=authors has them")
+    if alone := sorted({row["slot"] for row in asked} - {row["slot"] for row in held_out}):
+        raise UserError(f"--data={dataset.name}: nobody in holdout.json has a fact of slot {alone[0]}, so there is "
+                        "nothing to hold its values against")
+    rows += [row for row in single(dataset.retain) if row["slot"] and row["facts"]]
     return {slot: tuple(sorted(values[0])) for slot, values in data.slot_values(rows).items()}
 
 
@@ -315,7 +321,7 @@ def recorded(out, entries, records, data_sha256):
     entries: see lab.entries.with_teachers; records: {run: run.json}."""
     done = {}
     for name, (path, smoothing) in entries.items():
-        record = records.get(name) or records.get("target", {})
+        record = records.get("target" if smoothing else name, {})
         expected = made_of(path, record, smoothing, {"data_sha256": data_sha256})
         for file in sorted((Path(out) / "attack" / name).glob("*.json")):
             attack = read_json(file)

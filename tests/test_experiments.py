@@ -13,7 +13,7 @@ import asu
 import data
 import eval
 import train
-from common import UserError
+from common import UserError, cli
 from experiments import ablate, compare, continual, frontier, trials, worlds
 from lab import choose, recover
 from lab.answers import answer_nll
@@ -516,7 +516,16 @@ def test_a_method_that_breaks_down_is_shown_as_far_as_it_got(tmp_path, monkeypat
     with pytest.raises(UserError, match="My way: the loss is nan"):
         continual.requests("My way", [], args)
     (tmp_path / "continual_My_way_1of3").mkdir()
-    (tmp_path / "continual_My_way_1of3/run.json").write_text(json.dumps(record))
+    file, target = tmp_path / "continual_My_way_1of3/run.json", tmp_path / "target"
+    target.mkdir()
+    (target / "run.json").write_text(json.dumps({"model_sha256": "0"}))
+    settings = cli.settings(asu.parse([f"--{flag}={value}" for flag, value in vars(args).items()]), "run", "name")
+    record |= {"settings": settings, "parent_sha256": "0", "model_sha256": "1"}
+    for earlier in ({"settings": settings | {"epochs": 2}}, {"parent_sha256": "of other weights"}):
+        file.write_text(json.dumps(record | earlier))
+        with pytest.raises(UserError, match="My way: the loss is nan"):
+            continual.requests("My way", [], args)
+    file.write_text(json.dumps(record))
     (point,) = continual.requests("My way", [], args)
     assert point == {"share": pytest.approx(0.3), "by_request": [0.5], "retain": 0.9, "seconds": 1}
     assert "My way stops after 1 of 3: the loss is nan" in capsys.readouterr().out

@@ -153,6 +153,14 @@ def test_with_a_start_tau_one_is_a_run_like_any_other(examples):
     assert record["steps"] > 0 and record["curve"][0]["forget_loss"] > 0.1
 
 
+def test_the_plan_of_a_start_without_smoothing_counts_the_training(out, tmp_path, capsys):
+    lines = []
+    for flags in (["--tau=1", "--start=0.5"], ["--tau=2", "--start=0.5"]):
+        call(asu, TINY, f"--out={out}", "--plan", *flags)
+        lines.append([line.split() for line in capsys.readouterr().out.splitlines() if "optimizer" in line])
+    assert lines[0] == lines[1] and float(lines[0][0][1]) > 0
+
+
 def test_a_base_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="give --base"):
         asu.go_back(small_model(), small_model(n_layer=3), 0.5)
@@ -202,6 +210,11 @@ def test_replay_puts_strangers_beside_the_retain_rows(tmp_path, tokenizer):
     n = len(plain["retain"])
     assert more["retain"][:n] == plain["retain"] and len(more["retain"]) == n + n // 4
     assert all(e.stranger for e in more["retain"][n:]) and not any(e.stranger for e in plain["retain"])
+    args = asu.parse(["--replay=0.25", "--heal=3", "--method=npo"])                 # which has no teacher to heal
+    other = asu.keywords(args, tokenizer, dataset, dataset.forget, dataset.retain)
+    args.heal = 0
+    same = asu.keywords(args, tokenizer, dataset, dataset.forget, dataset.retain)
+    assert other["healer"] is None and other["retain"] == same["retain"]
     heals = more["healer"].keywords
     assert len(heals["strangers"]) == 3 * 32 and heals["steps"] == 3 and plain["healer"] is None
     assert (heals["lr"], heals["optimizer_dtype"]) == (0.5, "bfloat16")

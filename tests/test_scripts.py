@@ -491,6 +491,23 @@ def test_a_finished_run_of_other_settings_is_replaced_only_with_overwrite(out, t
     assert (tmp_path / "asu_gd/notes.txt").read_text() == "mine"
 
 
+def test_resume_with_overwrite_makes_a_run_of_other_data_anew(out, tmp_path, capsys):
+    """Where the model is somebody else's, no run.json says what it was trained on."""
+    folder, model = tmp_path / "mine", tmp_path / "model"
+    shutil.copytree(next((out / "data").iterdir()), folder)
+    shutil.copytree(out / "target", model, ignore=shutil.ignore_patterns("run.json"))
+    flags = [TINY, f"--data={folder}", f"--run={model}", f"--out={tmp_path}", "--epochs=1", "--name=x"]
+    call(asu, *flags)
+    first = runs.read_run(tmp_path / "x")
+    lines = (folder / "forget10.json").read_text().splitlines(keepends=True)
+    (folder / "forget10.json").write_text("".join(lines[1:]))
+    capsys.readouterr()
+    for finished in (False, True):
+        call(asu, *flags, "--resume", "--overwrite")
+        assert ("finished already" in capsys.readouterr().out) == finished
+    assert runs.read_run(tmp_path / "x")["data_sha256"] != first["data_sha256"]
+
+
 def test_a_finished_run_that_is_made_anew_is_said(out, tmp_path, capsys):
     place = damaged(out, tmp_path)
     flags = [TINY, f"--out={place}", f"--run={out / 'target'}"]
@@ -739,6 +756,12 @@ def test_a_directory_survives_an_interruption_between_its_two_renames(tmp_path, 
 def test_a_preset_that_is_not_text(tmp_path, capsys):
     (tmp_path / "x").write_bytes(b"\xff\x00")
     assert "it is not text" in refused(capsys, asu, f"@{tmp_path / 'x'}")
+
+
+def test_a_presets_line_is_for_its_script_whichever_runs(tmp_path):
+    (tmp_path / "p.args").write_text("train.py --n_authors=20\nasu.py --tau=2\n")
+    assert train.parse([f"@{tmp_path / 'p.args'}"]).n_authors == 20
+    assert (asu.parse([f"@{tmp_path / 'p.args'}"]).tau, asu.parse([f"@{tmp_path / 'p.args'}"]).n_authors) == (2, 60)
 
 
 def test_presets(tmp_path):
