@@ -239,7 +239,8 @@ def test_the_same_command_gives_the_same_digits(analyzed, capsys):
 
 
 @pytest.mark.slow
-def test_a_healed_teacher_is_healed_again_as_the_run_did_it(analyzed, monkeypatch):
+@pytest.mark.parametrize("more", [[], ["--lora=2"]])
+def test_a_healed_teacher_is_healed_again_as_the_run_did_it(analyzed, monkeypatch, more):
     """The model that analyze shows as the teacher has the weights of the one that taught, and the target smoothed but
     not healed stands beside it."""
     heal, made = asu.heal, []
@@ -249,7 +250,7 @@ def test_a_healed_teacher_is_healed_again_as_the_run_did_it(analyzed, monkeypatc
         return made[-1]
     monkeypatch.setattr(asu, "heal", keep)
     healing = "--tau=8", "--heal=3", "--seed=5", "--name=healed"
-    call(asu, TINY, f"--out={analyzed}", "--epochs=1", "--layers=1-", *healing)
+    call(asu, TINY, f"--out={analyzed}", "--epochs=1", "--layers=1-", "--overwrite", *healing, *more)
     call(analyze, TINY, f"--out={analyzed}", "--runs=healed", "--max_rows=5")
     taught, shown = (model.state_dict() for model in made)
     assert all(torch.equal(taught[name], shown[name]) for name in taught)

@@ -461,7 +461,7 @@ def test_a_slot_that_nobody_held_out_has_is_refused(authors, tmp_path):
 
 def test_a_run_without_a_record_finds_its_own_attacks(copied):
     """A downloaded model: its weights are told by their own hash, not by the target's."""
-    shutil.copytree(copied / "target", copied / "mine", ignore=shutil.ignore_patterns("run.json"))
+    shutil.copytree(copied / "retrained", copied / "mine", ignore=shutil.ignore_patterns("run.json"))
     records = {name: json.loads((copied / name / "run.json").read_text()) for name in ("target", "retrained")}
     sha = records["target"]["data_sha256"]
     for name, mrr in (("target", 1.0), ("retrained", 0.2), ("mine", 0.6)):

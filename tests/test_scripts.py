@@ -758,6 +758,11 @@ def test_a_preset_that_is_not_text(tmp_path, capsys):
     assert "it is not text" in refused(capsys, asu, f"@{tmp_path / 'x'}")
 
 
+def test_a_base_from_scratch_is_replayed_and_a_downloaded_one_is_not():
+    assert (train.parse([]).replay, train.parse(["--init_from=x"]).replay) == (0.5, 0)
+    assert train.parse(["--init_from=x", "--replay=0.25"]).replay == 0.25
+
+
 def test_a_presets_line_is_for_its_script_whichever_runs(tmp_path):
     (tmp_path / "p.args").write_text("train.py --n_authors=20\nasu.py --tau=2\n")
     assert train.parse([f"@{tmp_path / 'p.args'}"]).n_authors == 20
