@@ -332,7 +332,7 @@ def reference(folder, files):
 def read_marks(path):
     try:
         marks = json.loads(Path(path).read_text()) if path else {}
-        if not all(isinstance(mark, (int, float)) for of in marks.values() for mark in of.values()):
+        if not all(mark is None or isinstance(mark, (int, float)) for of in marks.values() for mark in of.values()):
             raise ValueError
         return marks
     except (OSError, ValueError, AttributeError) as e:

@@ -46,7 +46,7 @@ def requests(label, flags, args):
               for flag in ("out", "data", "seed", "data_seed", "n_authors", "forget", "device", "dtype", "tasks",
                            "epochs")]
     flags, complaint = [*common, f"--name={name}", *flags], ""
-    settings = json.loads(json.dumps(cli.settings(asu.parse(flags), "run", "name")))
+    settings = cli.settings(asu.parse(flags), "run", "name")
     parent = read_run(Path(args.out) / "target").get("model_sha256")
     try:
         run_script("asu", [*flags, "--resume", "--overwrite"])

@@ -222,6 +222,8 @@ def test_no_folder_no_secret_no_marks_are_one_line_and_others_go_on(files, work,
     assert "is needed" in refused(grade, work, "--seed=s", "--marks=nowhere.json")
     (tmp_path / "marks.json").write_text('{"ann": {"1": "4"}}')
     assert "is needed" in refused(grade, work, "--seed=s", f"--marks={tmp_path / 'marks.json'}")
+    (tmp_path / "marks.json").write_text('{"ann": {"1": 4, "2": null}}')            # null: not marked yet
+    assert grade.read_marks(tmp_path / "marks.json") == {"ann": {"1": 4, "2": None}}
     assert "is not a list of problems" in refused(grade, work, "--seed=s", "--problems=9")
     assert "--out=DIR" in refused(make) and "--seed=SECRET" in refused(make, f"--gradescope={tmp_path / 'a.zip'}")
     assert "is there already" in refused(make, f"--out={work}")
