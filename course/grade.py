@@ -28,7 +28,7 @@ from common import HOME, UserError, cli
 from common.cli import positive_int
 from common.files import check_writable, strict_json, write_file
 from course import MUTANTS, PROBLEMS, STUDENTS_TESTS, WRITTEN
-from course.make import find, kit, parser, problem_list, tree, write
+from course.make import find, kit, parsed, parser, problem_list, tree, write
 from course.mutants import variants
 
 SECONDS, MEMORY = 240, 8192         # of a problem: seconds on the clock, MB of address space (torch alone takes 3000)
@@ -102,7 +102,7 @@ def drain(process, results, seconds):
 def test_points(source):
     """The tests of a file and what each is worth, by its mark points -> {name: number}"""
     worth = {}
-    for node in ast.parse(source).body:
+    for node in parsed(source).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             [mark] = [d for d in node.decorator_list if isinstance(d, ast.Call) and d.func.attr == "points"]
             worth[node.name] = mark.args[0].value
@@ -113,7 +113,7 @@ def hints(source):
     """All texts in a file of tests. Of what a submission raises, only these reach its author: anything else could be
     the reference."""
     texts = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             texts.add(node.value)
     return texts
@@ -139,7 +139,7 @@ def taken_in(files, submission, problem):
             raise UserError(f"{path} is missing")
         try:
             source = file.read_text(encoding="utf-8")
-            ast.parse(source)
+            parsed(source)
         except SyntaxError as e:
             raise UserError(f"{path}, line {e.lineno}: {e.msg}") from e
         except (UnicodeDecodeError, ValueError, RecursionError, MemoryError, OSError) as e:

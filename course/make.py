@@ -10,6 +10,7 @@ import argparse
 import ast
 import sys
 import textwrap
+import threading
 import zipfile
 from pathlib import Path
 
@@ -28,9 +29,19 @@ FOR_STUDENTS = {STUDENTS_TESTS.format(2): "asu.forward_kl, asu.asu, asu.kl and a
 
 
 # ------------------------------------------------------------------------------------------ functions in a source
+PARSER = threading.Lock()
+
+
+def parsed(source):
+    """ast.parse, one thread at a time: Python 3.11 counts the depth of all threads' trees together, and raises
+    SystemError where a garbage collection lets another thread in (python/cpython#106905)."""
+    with PARSER:
+        return ast.parse(source)
+
+
 def find(source, name, where):
     """The ast node of a function, "forward_kl" or "Frozen.says". Raises UserError where there is none."""
-    node = ast.parse(source)
+    node = parsed(source)
     for part in name.split("."):
         node = next((child for child in node.body if getattr(child, "name", None) == part), None)
         if node is None:

@@ -1,12 +1,15 @@
 """The course kit: the starter kit, the grader on good and unfinished work, the mutants, Gradescope, bad input."""
 
 import ast
+import concurrent.futures
+import gc
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
@@ -78,6 +81,17 @@ def test_a_body_is_replaced_and_its_signature_docstring_and_neighbours_stay():
         blanked(source, "k", 3, "m.py")
     with pytest.raises(UserError, match="in one line"):
         blanked("def f(): return 1\n", "f", 3, "m.py")
+
+
+def test_threads_that_parse_do_not_disturb_each_other(files):
+    source = files["asu.py"].decode()
+    gc.callbacks.append(lambda *_: time.sleep(1e-4))                # another thread goes on within a garbage collection
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            found = [pool.submit(find, source, "forward_kl", "asu.py") for _ in range(40)]
+            assert {part.result().name for part in found} == {"forward_kl"}
+    finally:
+        gc.callbacks.pop()
 
 
 def test_the_kit_is_this_repository_without_the_answers(files):
