@@ -5,8 +5,8 @@
     python -m experiments.worlds --scenario=capitals --run=smollm2     what that model knows, see capitals.py
     python -m experiments.worlds --scenario=books --grow               a growing forget set, and request after request
 
-Books and hazards: each draw (--data_seed 1, 2, ...; draw 0 is the one that the presets were set on) has its own target
-and retrained model. Capitals: one set of facts, several training seeds; there is no retrained model. Every step is one
+Books and hazards: each draw has its own target and retrained model, and none of them is one that the preset was set
+on (books 1, 2, ...; hazards 4, 5, ...). Capitals: one set of facts, several training seeds; there is no retrained model. Every step is one
 of the four scripts with the preset's flags; what was trained is not trained again. Flags of the steps go into --flags.
 """
 
@@ -38,6 +38,7 @@ COLUMNS = {
                  ("neighbours", "retain", "fact_accuracy"), ("other facts", "world", "fact_accuracy"),
                  ("general NLL", "general", "nll")),
 }
+FIRST = {"books": 1, "hazards": 4, "capitals": 1}                          # draw, or training seed
 GROWN, REQUESTS = ("forget05", "forget10", "forget20", "forget40"), 4       # --grow: splits, requests for the last
 
 
@@ -119,7 +120,7 @@ def parse():
 def main():
     args = parse()
     check_writable(args.out)
-    seeds = range(1, args.seeds + 1)
+    seeds = range(FIRST[args.scenario], FIRST[args.scenario] + args.seeds)
     draws = [grown(seed, args) if args.grow else one_draw(args.scenario, seed, args) for seed in seeds]
     columns = (*COLUMNS[args.scenario], ("seconds", "cost", "seconds"))
     table = [["", *(heading for heading, *_ in columns)]]
