@@ -50,7 +50,7 @@ def shut(job, tell):
             writes = any(letter in (mode or "") for letter in "wax+") or flags & (
                 os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         if inside(path, forbidden) and not inside(path, libraries) and not inside(path, [kit]):
-            return "it wrote into the grader's folder" if writes else "it read the reference"
+            return "it wrote into the grader's folder" if writes else "it read the reference or another submission"
         if writes and not inside(path, [scratch, "/dev/null"]):
             return "it wrote a file"
         if path.startswith("/proc/") and path.split("/")[2].isdigit() and path.split("/")[2] != me:

@@ -16,7 +16,7 @@ HOSTILE = {         # what stands at the top of the submitted file -> what the g
     "a flood": ("while True:\n    print('x' * 10000)", "it printed without end"),
     "all the memory": ("x = [bytearray(2**34)]", "it cannot be imported: MemoryError"),
     "reading the reference": (f"try:\n    open({str(HOME / 'asu.py')!r}).read()\nexcept OSError:\n    pass",
-                              "it read the reference"),
+                              "it read the reference or another submission"),
     "writing into the grader": (f"try:\n    open({str(HOME / 'course/test_p1.py')!r}, 'a')\nexcept OSError:\n    pass",
                                 "it wrote into the grader's folder"),
     "changing the tests": ("try:\n    open('course/checking.py', 'w')\nexcept OSError:\n    pass", "it wrote a file"),
@@ -65,7 +65,7 @@ def test_a_submission_may_not_read_the_one_beside_it(files, tmp_path):
     code = f"try:\n    open({str(tmp_path / 'bob/model.py')!r}).read()\nexcept OSError:\n    pass\n"
     (tmp_path / "ann/model.py").write_text(text.replace("import itertools\n", f"{code}import itertools\n", 1))
     lines = grade.grade_tests(files, tmp_path / "ann", 1, "s", LIMITS)
-    assert not any(score for _, score, _, _ in lines) and "it read the reference" in lines[0][-1]
+    assert not any(score for _, score, _, _ in lines) and "it read the reference or another submission" in lines[0][-1]
 
 
 @pytest.mark.slow
