@@ -136,7 +136,7 @@ def nll_of_heads(model, tokenizer, rows, first):
 
 # ------------------------------------------------------------------------------------------------- tau=auto
 TAUS = [round(2 ** (k / 2), 2) for k in range(17)]          # 1, 1.41, 2, ... 256: attention is all but uniform beyond
-TAU_PRICE = 1.0     # of a nat on function and name tokens, in nats on fact tokens
+TAU_PRICE = 1.0     # of a nat on function and name tokens, in nats on fact tokens; of a healed teacher PRICE
 NEARLY = 0.99       # of the best worth: a smaller tau that is worth so much is preferred
 BREAKS = 0.5        # nats more on function or name tokens that call for a warning
 
@@ -167,7 +167,8 @@ def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200, hea
 
     From training phrasings alone; no retrained model. forget, strangers: rows with facts (the first
     max_rows of each are used). healer: see asu.unlearn; every second of TAUS is tried then, because each takes some
-    training. Prints the curve it decides from. Raises UserError for rows without facts.
+    training. Healed teachers know about equally little at every tau, so words that are still broken decide: they
+    cost PRICE, as with heads. Prints the curve it decides from. Raises UserError for rows without facts.
     """
     forget, strangers = forget[:max_rows], strangers[:max_rows]
     reference = class_nll(model, tokenizer, strangers)[data.FACT]
@@ -184,10 +185,10 @@ def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200, hea
         print(f"{tau:8g}{fact:10.3f}{function:10.3f}{name:7.3f}", flush=True)
         if fact >= reference:
             break
-    worths = [worth(curve[0], nlls, TAU_PRICE) for nlls in curve]
+    worths = [worth(curve[0], nlls, PRICE if healer else TAU_PRICE) for nlls in curve]
     chosen = next(k for k, value in enumerate(worths) if value >= NEARLY * max(worths))
-    print(f"tau=auto: {taus[chosen]:g}, which adds {worths[chosen]:.2f} nats more to fact tokens than to the others",
-          flush=True)
+    print(f"tau=auto: {taus[chosen]:g}, which adds {worth(curve[0], curve[chosen], 1.0):.2f} nats more to fact tokens than "
+          "to the others", flush=True)
     cost = max(after - before for before, after in zip(curve[0][1:], curve[chosen][1:]))
     if cost > BREAKS:
         print("tau=auto: mind that this teacher's sentences break (function or name tokens cost "
