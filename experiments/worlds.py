@@ -6,8 +6,9 @@
     python -m experiments.worlds --scenario=books --grow               a growing forget set, and request after request
 
 Books and hazards: each draw has its own target and retrained model, and none of them is one that the preset was set
-on (books 1, 2, ...; hazards 4, 5, ...). Capitals: one set of facts, several training seeds; there is no retrained model. Every step is one
-of the four scripts with the preset's flags; what was trained is not trained again. Flags of the steps go into --flags.
+on (books 1, 2, ...; hazards 4, 5, ...). Capitals: one set of facts, several training seeds; there is no retrained
+model. Every step is one of the four scripts with the preset's flags; what was trained is not trained again. Flags of
+the steps go into --flags.
 """
 
 import json

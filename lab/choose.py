@@ -187,8 +187,8 @@ def tau_auto(model, tokenizer, forget, strangers, layers=None, max_rows=200, hea
             break
     worths = [worth(curve[0], nlls, PRICE if healer else TAU_PRICE) for nlls in curve]
     chosen = next(k for k, value in enumerate(worths) if value >= NEARLY * max(worths))
-    print(f"tau=auto: {taus[chosen]:g}, which adds {worth(curve[0], curve[chosen], 1.0):.2f} nats more to fact tokens than "
-          "to the others", flush=True)
+    more = worth(curve[0], curve[chosen], 1.0)
+    print(f"tau=auto: {taus[chosen]:g}, which adds {more:.2f} nats more to fact tokens than to the others", flush=True)
     cost = max(after - before for before, after in zip(curve[0][1:], curve[chosen][1:]))
     if cost > BREAKS:
         print("tau=auto: mind that this teacher's sentences break (function or name tokens cost "
