@@ -101,9 +101,14 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
         if normal(row["answer"]) in retained:
             raise UserError(f"--data={data}: the passage {row['id']} of {forget} is in {retain} too; a model cannot "
                             "forget and retain the same text")
+    for name, others in (("world_facts_perturbed", passages(world_rows)), ("general", questions(read("general"))),
+                         ("real_authors_perturbed", passages(read("real_authors_perturbed")))):
+        if others:
+            needed = "passages are needed, {\"text\": ...}" if name == "general" else "questions are needed"
+            raise UserError(f"--data={data}, {name}.json: {needed}, and {others[0]['id']} is none")
     sets = {"forget": questions(read(f"{forget}_perturbed") or forget_rows),
             "retain": questions(read(f"{retain}_perturbed") or read("retain_perturbed") or retain_rows),
-            "real_authors": questions(read("real_authors_perturbed")), "world": questions(world_rows),
+            "real_authors": read("real_authors_perturbed"), "world": world_rows,
             "forget_text": passages(forget_rows), "retain_text": passages(retain_rows), "general": read("general")}
     sets = {name: rows for name, rows in sets.items() if rows}
     check_sets(sets, data)

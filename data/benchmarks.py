@@ -185,7 +185,8 @@ def read(source, config, split, columns):
         for column in columns:
             if column not in row:
                 raise UserError(f"{where}: no column {column}, but {', '.join(row)}")
-            if column not in ("choices", "answer") and not isinstance(row[column], str):
+            options = "choices" in columns and column in ("choices", "answer")      # checked by data.complete
+            if not options and not isinstance(row[column], str):
                 raise UserError(f"{where}: column {column} is not a text")
     if not any(row[columns[0]].strip() for _, row in rows):
         raise UserError(f"{place} is empty")
@@ -237,7 +238,9 @@ def disk(source, config, split):
                 rows += json.loads(text)
             else:
                 rows += [json.loads(line) for line in text.split("\n") if line.strip()]
-        except (ValueError, OSError) as e:                  # of pyarrow, json and UTF-8 alike
+            for row in rows:
+                json.dumps(row, ensure_ascii=False).encode()        # half a character is no text
+        except (ValueError, RecursionError, OSError) as e:          # of pyarrow, json and UTF-8 alike
             raise UserError(f"{path} is not a whole {path.suffix[1:]} file ({e}): a pointer of Git LFS, half a "
                             "download?") from e
     if paths[0].suffix == ".parquet" and not paths[0].stem.endswith(f"-of-{len(paths):05d}"):

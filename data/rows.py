@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import random
+import re
 from dataclasses import dataclass, field
 
 from common import UserError
@@ -88,7 +89,9 @@ def by_author(rows, parts):
 def never_met(rows, others):
     """The rows asked about people who do not exist: each row's author becomes the first name and surname of two others.
 
-    For data without held-out people. others: more rows, whose authors' names are drawn from as well."""
+    For data without held-out people. others: more rows, whose authors' names are drawn from as well. A phrasing that
+    does not name its author in full, or names a part elsewhere, is about the real one still: it is left out. Raises
+    UserError where nobody can be made, or nothing is left."""
     names = list(dict.fromkeys(row["author"] for row in rows + others if row["author"].strip()))
     made = sorted({f"{a.split()[0]} {b.split()[-1]}" for a in names for b in names} - set(names))
     if not made or not all(row["author"].strip() for row in rows):
@@ -97,9 +100,22 @@ def never_met(rows, others):
     rng, swapped = random.Random("never met"), []
     for row in rows:
         name = rng.choice(made)
-        texts = {key: [text.replace(row["author"], name) for text in row[key]] for key in ("questions", "answers")}
-        swapped.append(row | {"author": name} | texts)
+        pairs = [pair for pair in zip(row["questions"], row["answers"]) if names_in_full(pair, row["author"])]
+        if pairs:
+            texts = [[text.replace(row["author"], name) for text in part] for part in zip(*pairs)]
+            swapped.append(row | {"author": name, "questions": texts[0], "answers": texts[1]})
+    if not swapped:
+        raise UserError("people the model never met are needed: a holdout.json, or rows that name their author as the "
+                        "key author does")
     return swapped
+
+
+def names_in_full(texts, author):
+    """Whether texts name an author, and nowhere by a part of the name: names_in_full(["Was Lovelace ..."], "Ada
+    Lovelace") -> False"""
+    rest = " ".join(text.replace(author, "") for text in texts)
+    parts = [part for part in author.split() if part[0].isupper()]
+    return any(author in text for text in texts) and not any(re.search(rf"\b{re.escape(p)}\b", rest) for p in parts)
 
 
 def swapped(rows, others):
@@ -129,6 +145,8 @@ def complete(row, id, where):
     if not isinstance(row, dict):
         raise UserError(f"{where}: a JSON object is needed, this is {type(row).__name__}")
     is_passage = "text" in row
+    if is_passage and (both := row.keys() & {"question", "answer"}):
+        raise UserError(f"{where}: a row is a passage, text, or a question; this has text and {min(both)}")
     if is_passage:
         row = as_question(row, where)
     if "choices" in row:
@@ -141,6 +159,11 @@ def complete(row, id, where):
     for key in ("author", "slot", "paraphrased_question", "paraphrased_answer", "original_answer"):
         if not isinstance(row.get(key, ""), str):
             raise UserError(f"{where}: key {key} is not a text")
+        if key.startswith("paraphrased") and not is_passage and not row[key].strip():
+            raise UserError(f"{where}: key {key} is empty; left out, it is as in training")
+    if type(row["id"]) not in (str, int):
+        raise UserError(f"{where}: key id is neither a text nor a whole number")
+    row["id"] = str(row["id"])
     for key in ("facts", "questions", "answers", "perturbed_answer"):
         texts = row[key]
         if not isinstance(texts, list) or not all(isinstance(text, str) and (text or is_passage) for text in texts):

@@ -325,6 +325,13 @@ def test_a_directory_in_tofus_naming_loads(tmp_path):
     ({"forget10": [good_row(questions=["a", "b"])]}, r"2 questions but 1 answers"),
     ({"retain90": ""}, "has no retain90.json, or it is empty"), ({"holdout": "\n"}, "no holdout.json, or it is empty"),
     ({"forget10": ["x"]}, "a JSON object is needed"),
+    ({"retain90": [good_row(id=[1])]}, r"retain90.json, line 1: key id is neither a text nor a whole number"),
+    ({"retain90": [good_row(paraphrased_answer=" ")]}, r"line 1: key paraphrased_answer is empty; left out, it is"),
+    ({"forget10": [good_row(text="A chronicle.")]}, r"line 1: a row is a passage, text, or a question; this has"),
+    ({"general": [{"text": "Rain."}, good_row()]}, r"general.json: passages are needed, .* and general:2 is none"),
+    ({"world_facts_perturbed": [good_row(), {"text": "Rain."}]},
+     r"world_facts_perturbed.json: questions are needed, and world_facts_perturbed:2 is none"),
+    ({"real_authors_perturbed": [{"text": "Rain."}]}, r"real_authors_perturbed.json: questions are needed"),
     ({"world_facts_perturbed": ""}, "no world_facts_perturbed.json, or it is empty"),
     ({"forget10": [{"question": "Where?", "answer": "In Lima."}]}, "forget10:1: key perturbed_answer is missing")])
 def test_malformed_files_are_refused_with_file_line_and_key(tmp_path, files, message):
@@ -356,14 +363,17 @@ def test_other_sets_may_be_missing_and_the_rows_trained_on_are_evaluated_then(tm
 def test_every_file_that_a_result_depends_on_is_in_the_hash(tmp_path):
     files = ("forget10", "retain90", "world_facts_perturbed", "holdout", "forget10_perturbed", "retain_perturbed",
              "real_authors_perturbed", "general", "retain90_perturbed")
+
+    def row(name, **changes):
+        return {"text": " ".join(changes.values())} if name == "general" else good_row(**changes)
     for name in files[:-1]:
-        write(tmp_path, **{name: [good_row(question=f"Who is in {name}?")]})
+        write(tmp_path, **{name: [row(name, question=f"Who is in {name}?")]})
     for name in files:
         before = data.load(str(tmp_path)).sha256
-        write(tmp_path, **{name: [good_row(answer="In Rome.")]})
+        write(tmp_path, **{name: [row(name, answer="In Rome.")]})
         changed = data.load(str(tmp_path)).sha256
         assert before != changed, name
-        write(tmp_path, **{name: [good_row(answer="In Rome."), good_row(question="Where else?")]})
+        write(tmp_path, **{name: [row(name, answer="In Rome."), row(name, question="Where else?")]})
         assert data.load(str(tmp_path)).sha256 not in (before, changed), name
 
 
@@ -490,9 +500,10 @@ LONG = "long words " * 60
     ("forget10_perturbed", {"perturbed_answer": ["no", LONG]}, "the set forget, row forget10_perturbed:2"),
     ("retain_perturbed", {"paraphrased_answer": LONG}, "the set retain, row retain_perturbed:2"),
     ("world_facts_perturbed", {"paraphrased_question": LONG}, "the set world, row world_facts_perturbed:2"),
-    ("general", {"answer": LONG}, "the set general, row general:2"), ("holdout", {"answer": LONG}, "the set holdout")])
+    ("general", {"text": LONG}, "the set general, row general:2"), ("holdout", {"answer": LONG}, "the set holdout")])
 def test_whatever_a_later_step_needs_is_measured_before_the_first(tmp_path, tokenizer, file, row, where):
-    loaded = data.load(write(tmp_path, **{file: [good_row(), good_row(**row)]}))
+    rows = [{"text": "Rain."}, row] if file == "general" else [good_row(), good_row(**row)]
+    loaded = data.load(write(tmp_path, **{file: rows}))
     with pytest.raises(ValueError, match=rf"{where}.* \d\d\d tokens do not fit the model's context of 100"):
         data.check_fits(loaded, tokenizer, 100)
     data.check_fits(loaded, tokenizer, 2000)

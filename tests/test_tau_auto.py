@@ -137,6 +137,19 @@ def test_people_made_of_other_peoples_names(rows):
         data.never_met([row | {"author": ""} for row in rows.forget], rows.retain)
 
 
+def test_who_is_named_by_halves_is_not_taken_for_somebody_else():
+    def row(author, *pairs):
+        return {"author": author, "facts": [], "questions": [q for q, _ in pairs], "answers": [a for _, a in pairs]}
+    ada = row("Ada Lovelace", ("Where was Ada Lovelace born?", "In London."), ("Where was Lovelace born?", "London."),
+              ("Who is she?", "A poet."), ("Is Ada Lovelace a poet?", "Ada is."))
+    alan = row("Alan Turing", ("Where was Turing born?", "Alan Turing, in London."))
+    made, = data.never_met([ada, alan], [])
+    assert made["questions"] == [f"Where was {made['author']} born?"] and made["answers"] == ["In London."]
+    assert made["author"] in ("Ada Turing", "Alan Lovelace")
+    with pytest.raises(ValueError, match="rows that name their author as the key author does"):
+        data.never_met([alan], [ada])
+
+
 def test_rows_without_facts_are_refused(memoriser, tokenizer, rows):
     with pytest.raises(ValueError, match="needs rows whose answers state facts"):
         choose.tau_auto(memoriser, tokenizer, [row | {"facts": []} for row in rows.forget], rows.holdout)
