@@ -26,7 +26,6 @@ MUTANTS = {2: 3, 4: 5, 5: 4}
 WRITTEN = {1: 4, 2: 4, 5: 4}
 
 STUDENTS_TESTS = "course/mytests_p{}.py"        # of problems with mutants
-ANSWERS = "course/written.md"                   # to the written questions; people mark it
 
 
 def points(problem):

@@ -34,6 +34,7 @@ from course.mutants import variants
 SECONDS, MEMORY = 240, 8192         # of a problem: seconds on the clock, MB of address space (torch alone takes 3000)
 OUTPUT = 2_000_000                  # bytes that a problem's process may print
 ALIVE = "your tests pass on a mutant"
+OWN_PARAMETERS = "course/method.py", "loss"        # its author chooses what it is given
 EVALUATES = 5, 8                    # problems whose tests import eval.py
 EACH = 60                           # seconds of a student's own tests on one mutant
 
@@ -126,6 +127,25 @@ def parameters(node):
     return names[:len(names) - len(a.defaults)], names + [arg.arg for arg in a.kwonlyargs]
 
 
+def submitted(submission, path):
+    """A submitted file -> its bytes. Raises UserError where it is missing, a link out of the submission, no Python."""
+    file = Path(submission) / path
+    try:
+        if not file.is_file():                              # a folder, a pipe, links in a circle
+            raise UserError(f"{path} is missing")
+        if not file.resolve().is_relative_to(Path(submission).resolve()):
+            raise UserError(f"{path} is a link to a file outside the submission")
+        content = file.read_bytes()
+        parsed(content)
+        return content
+    except UserError:
+        raise
+    except SyntaxError as e:
+        raise UserError(f"{path}, line {e.lineno}: {e.msg}" if e.lineno else f"{path}: {e.msg}") from e
+    except (ValueError, RecursionError, MemoryError, OSError) as e:
+        raise UserError(f"{path} cannot be read as Python ({type(e).__name__})") from e
+
+
 def taken_in(files, submission, problem):
     """The tree in which a problem is graded: a kit with all other problems solved, the submission's files for this one
     in it, the tests and what runs them from us. -> {path: bytes}
@@ -134,24 +154,14 @@ def taken_in(files, submission, problem):
     others = PROBLEMS.keys() - {problem}
     made = {path: content for path, content in kit(files, others).items() if path.endswith((".py", ".toml"))}
     for path in {path for path, _ in PROBLEMS[problem]}:
-        file = submission / path
-        if not file.is_file():
-            raise UserError(f"{path} is missing")
-        try:
-            source = file.read_text(encoding="utf-8")
-            parsed(source)
-        except SyntaxError as e:
-            raise UserError(f"{path}, line {e.lineno}: {e.msg}") from e
-        except (UnicodeDecodeError, ValueError, RecursionError, MemoryError, OSError) as e:
-            raise UserError(f"{path} cannot be read as Python ({type(e).__name__})") from e
+        made[path] = source = submitted(submission, path)
         reference = files[path].decode()
         for name in [name for place, name in PROBLEMS[problem] if place == path]:
             needed, known = parameters(find(reference, name, path))
             asked, theirs = parameters(find(source, name, path))
-            if theirs[:len(known)] != known or set(asked) - set(needed):
+            if (path, name) != OWN_PARAMETERS and (theirs[:len(known)] != known or set(asked) - set(needed)):
                 raise UserError(f"{path}: {name} has the signature ({', '.join(theirs)}); ({', '.join(known)}) is "
                                 "needed")
-        made[path] = source.encode()
     ours = [path for path in files if path.startswith("course/test_p")]
     for path in (*ours, "course/checking.py", "course/conftest.py", "course/canary.py", "course/inside.py",
                  "course/__init__.py", "pyproject.toml"):
@@ -204,24 +214,40 @@ def grade_tests(files, submission, problem, secret, limits):
 
 def shown(kind):
     """The name of an exception, if it is one."""
+    kind = kind.rpartition(".")[2]
     return kind if kind.isidentifier() and len(kind) <= 40 else "an exception"
+
+
+def tests_in(source):
+    """-> {what a test does: its name}, without names, docstrings and comments"""
+    made = {}
+    for node in parsed(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+            made[ast.dump(ast.Module(node.body[ast.get_docstring(node) is not None:], []))] = node.name
+    return made
 
 
 def grade_mutants(files, submission, problem, secret, limits):
     """A student's own tests on the reference and on every mutant -> [(name, score, points, output)]"""
     path = STUDENTS_TESTS.format(problem)
-    file, made = submission / path, variants(files, problem)
+    made = variants(files, problem)
     each = MUTANTS[problem] / (len(made) - 1)
     lines = {name: 0 for name in made if name}
 
     def nothing(why):
         return [(f"mutant: {name}", 0, each, why) for name in lines]
-    if not file.is_file():
-        return nothing(f"{path} is missing")
-    if b"def test" not in file.read_bytes():
+    try:
+        source = submitted(submission, path)
+    except UserError as e:
+        return nothing(str(e))
+    if b"def test" not in source:
         return nothing(f"{path} has no test")
-    tree = {name: content for name, content in kit(files, PROBLEMS).items() if name.endswith((".py", ".toml"))}
-    tree |= {name: files[name] for name in ("course/inside.py", "course/canary.py")} | {path: file.read_bytes()}
+    if copied := tests_in(source).keys() & tests_in(files[f"course/test_p{problem}.py"]).keys():
+        names = sorted(tests_in(source)[body] for body in copied)
+        return nothing(f"{path}: copied from the course's own tests: {', '.join(names)}")
+    tree = {name: content for name, content in kit(files, PROBLEMS).items() if name.endswith((".py", ".toml"))
+            and not name.startswith("course/test_p")}       # which kill every mutant
+    tree |= {name: files[name] for name in ("course/inside.py", "course/canary.py")} | {path: source}
     with tempfile.TemporaryDirectory(prefix="course-") as folder:
         write(tree, Path(folder))
         job = {"kind": "variants", "file": path, "seed": seed_of(secret, problem), "variants": made, "each": EACH,
@@ -271,9 +297,8 @@ def grade(files, submission, secret, marks=None, problems=tuple(PROBLEMS), limit
     lines = [(problem, *line) for problem, part in work for line in part.result()]
     for problem in [problem for problem in WRITTEN if problem in problems]:
         mark, most = (marks or {}).get(str(problem)), WRITTEN[problem]
-        if mark is not None and not 0 <= mark <= most:
-            raise UserError(f"the mark {mark} of problem {problem}'s written question is not between 0 and {most}")
-        lines.append((problem, "written question", mark or 0, most, "" if mark is not None else "not marked yet"))
+        said = "as marked" if mark is not None else "not marked yet"
+        lines.append((problem, "written question", mark or 0, most, said))
     return sorted(lines, key=lambda line: line[0])
 
 
@@ -330,13 +355,24 @@ def reference(folder, files):
 
 
 def read_marks(path):
+    """-> {submission: {problem: points or None}}. Raises UserError for what is no such file, no such problem, too many
+    points."""
     try:
         marks = json.loads(Path(path).read_text()) if path else {}
         if not all(mark is None or isinstance(mark, (int, float)) for of in marks.values() for mark in of.values()):
             raise ValueError
-        return marks
-    except (OSError, ValueError, AttributeError) as e:
+    except (OSError, ValueError, AttributeError, RecursionError) as e:
         raise UserError(f'--marks={path}: a JSON file is needed, {{"SUBMISSION": {{"1": 4, "2": 3, "5": 4}}}}') from e
+    most = {str(problem): points for problem, points in WRITTEN.items()}
+    for name, of in marks.items():
+        for problem, mark in of.items():
+            if problem not in most:
+                raise UserError(f"--marks={path}, {name}: problem {problem} has no written question; {', '.join(most)} "
+                                "have one")
+            if mark is not None and not 0 <= mark <= most[problem]:
+                raise UserError(f"--marks={path}, {name}: {mark} points for problem {problem}, where there are "
+                                f"0 to {most[problem]}")
+    return marks
 
 
 def secret_of(args):
@@ -376,14 +412,17 @@ def main():
         if args.reference:
             submissions["reference"] = Path(folder)
             marks["reference"] = reference(Path(folder), files)
+        if absent := marks.keys() - submissions.keys():
+            print(f"--marks is of {', '.join(sorted(absent))} too, who are not graded now", file=sys.stderr)
         for name, path in submissions.items():
             out = Path(args.out) if len(submissions) == 1 else Path(args.out) / name
             start = time.perf_counter()
             try:
                 lines = grade(files, path, secret, marks.get(name), args.problems, limits, args.jobs)
-            except UserError as e:
-                print(f"{name}: {e}", file=sys.stderr)
-                write_file(out / "results.json", strict_json({"score": 0, "output": str(e), "tests": []}))
+            except Exception as e:                          # of an odd submission: the others are graded all the same
+                why = str(e) if isinstance(e, UserError) else f"the grader failed ({type(e).__name__}: {e}); tell staff"
+                print(f"{name}: {why}", file=sys.stderr)
+                write_file(out / "results.json", strict_json({"score": 0, "output": why, "tests": []}))
                 failed += 1
                 continue
             finally:

@@ -9,16 +9,21 @@ in this process, so this is no wall: see course/staff/README.md.
 import importlib
 import json
 import os
+import random
 import resource
+import shutil
 import signal
 import sys
 import time
 
 NEVER = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn",
-         "socket.connect", "socket.bind", "ctypes.dlopen", "resource.setrlimit", "resource.prlimit", "os.kill",
+         "socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "sqlite3.connect",
+         "ctypes.dlopen", "resource.setrlimit", "resource.prlimit", "os.kill",
          "os.killpg")
-CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.truncate", "os.link",
-           "os.symlink", "shutil.rmtree", "shutil.move")
+CHANGES = {     # event -> where its paths stand, each with the folder's descriptor that it may be relative to
+    "os.remove": ((0, 1),), "os.rmdir": ((0, 1),), "os.mkdir": ((0, 2),), "os.chmod": ((0, 2),), "os.chown": ((0, 3),),
+    "os.truncate": ((0, None),), "shutil.rmtree": ((0, None),), "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((0, 2), (1, 3)), "os.symlink": ((0, None), (1, 2)), "shutil.move": ((0, None), (1, None))}
 LOOKS = ("os.listdir", "os.scandir", "os.chdir", "os.walk", "glob.glob")
 LIBRARIES = "ctypes", "numpy", "torch", "pytest", "torch.utils.checkpoint"
 EVALS = "scipy.stats", "matplotlib.pyplot", "rouge_score.rouge_scorer"      # heavier, of those who import eval.py
@@ -40,15 +45,24 @@ def shut(job, tell):
             return f"it called {event}"
         if event != "open" and event not in CHANGES and event not in LOOKS or not args:
             return None
-        path = args[0]
-        if not isinstance(path, (str, bytes, os.PathLike)):     # a number: a file that is open already
-            return None
-        path = realpath(fsdecode(path))
-        writes = event in CHANGES
-        if event == "open":
+        writes, opens = event in CHANGES, event == "open"
+        if opens:
             mode, flags = args[1], args[2] or 0
             writes = any(letter in (mode or "") for letter in "wax+") or flags & (
                 os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        for path, folder in CHANGES.get(event, ((0, None),)):
+            if reason := why_not(args[path], -1 if folder is None else args[folder], writes, opens):
+                return reason
+        return None
+
+    def why_not(path, folder, writes, opens):
+        """Why a path may not be touched, None if it may. folder: a descriptor that it is relative to, -1: none"""
+        if not isinstance(path, (str, bytes, os.PathLike)):     # a number: a file that is open already
+            return None
+        path = fsdecode(path)
+        path = realpath(path if folder == -1 else os.path.join(f"/proc/self/fd/{folder}", path))
+        if opens and not inside(path, [kit, *libraries]) and os.path.isdir(path):
+            return "it opened a folder"                         # from there any file could be reached
         if inside(path, forbidden) and not inside(path, libraries) and not inside(path, [kit]):
             return "it wrote into the grader's folder" if writes else "it read the reference or another submission"
         if writes and not inside(path, [scratch, "/dev/null"]):
@@ -121,7 +135,12 @@ def variants(job, tell):
     """One file of tests on the code as it is and on each mutant, each in a process of its own."""
     for module in {module for module, _ in job["variants"].values()} - {""}:
         importlib.import_module(module)                     # ours, whole; only the tests are not, and they come later
-    for name, (module, code) in job["variants"].items():
+    names = list(job["variants"])
+    random.Random(job["seed"]).shuffle(names)               # the tests are not to know which is the reference
+    for name in names:
+        module, code = job["variants"][name]
+        shutil.rmtree(job["scratch"])                       # nor what the last ones left behind
+        os.mkdir(job["scratch"])
         child = os.fork()
         if child == 0:
             try:

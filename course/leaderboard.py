@@ -198,18 +198,15 @@ def score(columns):
 
 def found(folder):
     """The methods in a folder of submissions -> ({name: source}, {name: why there is none})"""
+    from course.grade import submitted
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of submissions")
     methods, failed = {}, {}
     for submission in sorted(path for path in folder.iterdir() if path.is_dir()):
         try:
-            source = (submission / METHOD).read_bytes()
-            compile(source, METHOD, "exec")
-            methods[submission.name] = source
-        except FileNotFoundError:
-            failed[submission.name] = f"{METHOD} is missing"
-        except (SyntaxError, ValueError) as e:
-            failed[submission.name] = f"{METHOD}: {e}"
+            methods[submission.name] = submitted(submission, METHOD)
+        except UserError as e:
+            failed[submission.name] = str(e)
     return methods, failed
 
 

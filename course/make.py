@@ -1,7 +1,7 @@
 """The starter kit, made from the code itself: what a student writes is taken out, all else is as it is.
 
     python -m course.make --out=KIT                       the bodies of course.PROBLEMS replaced, docstrings kept,
-                                                          and of two baselines that say an answer
+                                                          and of four baselines that say an answer
     python -m course.make --out=KIT --solved=1,3          problems 1 and 3 keep their reference
     python -m course.make --gradescope=autograder.zip --seed=SECRET
 """
@@ -21,7 +21,8 @@ PARTS = ("*.py", "README.md", "requirements.txt", "pyproject.toml", ".gitignore"
          "experiments", "course", "docs", "assets")
 FOR_STAFF = ("course/staff", "course/make.py", "course/grade.py", "course/inside.py", "course/mutants.py",
              "course/canary.py", "docs/theory.md")         # the last answers a written question
-LIKE_THE_ANSWER = {2: [("baselines.py", "undial")], 4: [("baselines.py", "satimp")]}    # taken out as well
+LIKE_THE_ANSWER = {2: [("baselines.py", "undial")],                                     # taken out as well
+                   4: [("baselines.py", "satimp"), ("baselines.py", "dpo"), ("baselines.py", "ap")]}
 FOR_STUDENTS = {STUDENTS_TESTS.format(2): "asu.forward_kl, asu.asu, asu.kl and asu.look",
                 STUDENTS_TESTS.format(4): "baselines.npo, simnpo, wga and ceu",
                 STUDENTS_TESTS.format(5): "eval.truth_ratio, forget_truth_ratio, utility_truth_ratio, "
@@ -44,8 +45,10 @@ def find(source, name, where):
     node = parsed(source)
     for part in name.split("."):
         node = next((child for child in node.body if getattr(child, "name", None) == part), None)
-        if node is None:
-            raise UserError(f"{where} has no function {name}")
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            break
+    if not isinstance(node, ast.FunctionDef):
+        raise UserError(f"{where} has no function {name}")
     return node
 
 

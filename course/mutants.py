@@ -67,11 +67,14 @@ def mutated(files, path, function, old, new):
     fit."""
     source = files[path].decode()
     node, lines = find(source, function, path), source.splitlines(keepends=True)
-    (first, last), doc = span(node), node.body[0]           # without the docstring, which may quote the formula
-    code = "".join([*lines[first:doc.lineno - 1], *lines[doc.end_lineno:last]])
-    if code.count(old) != 1:
-        raise UserError(f"course/mutants.py: {old!r} stands {code.count(old)} times in {function} of {path}, not once")
-    return path.removesuffix(".py").replace("/", "."), code.replace(old, new)
+    (first, last), doc = span(node), node.body[0]
+    parts = [(first, doc.lineno - 1), (doc.lineno - 1, doc.end_lineno), (doc.end_lineno, last)]
+    head, text, body = ("".join(lines[a:b]) for a, b in parts)      # the docstring stays: it may quote the formula
+    if (head + body).count(old) != 1:
+        raise UserError(f"course/mutants.py: {old!r} stands {(head + body).count(old)} times in {function} of {path}, "
+                        "not once")
+    code = head.replace(old, new) + text + body.replace(old, new)
+    return path.removesuffix(".py").replace("/", "."), "\n" * first + code     # on the lines of the reference
 
 
 def variants(files, problem):

@@ -94,7 +94,11 @@ def test_smoothed_layers_the_reference_and_hidden_states(draw):
 def test_what_it_saves(draw):
     """T x C numbers an answer are kept, and the model is not run again."""
     model, _, examples, theta_0 = asked(draw, tau=3.0)
+    check(theta_0.states and all(torch.is_tensor(state) for state in theta_0.states.values()), "what is kept belongs "
+          "into self.states, as tensors")
     numbers = sum(state.untyped_storage().nbytes() // state.element_size() for state in theta_0.states.values())
+    others = [name for name in vars(theta_0) if name not in vars(asu.Frozen(model, tau=3.0))]
+    check(not others, "attributes that __init__ does not make: what is kept belongs into self.states")
     tokens = sum(len(e.answer) for e in examples)
     check(numbers <= tokens * model.config.n_embd, "more is kept than T x C numbers an answer: neither padding nor "
           "prompts nor logits, and a copy of its own, for a view keeps the whole batch alive")

@@ -1,4 +1,4 @@
-"""Problem 8: your own method, on authors that you have not seen, against three attacks."""
+"""Problem 8: your own method, on authors that you have not seen, against four attacks."""
 
 import functools
 
@@ -32,6 +32,12 @@ def tried(seed):
     return models, shares, kept, record
 
 
+def check_alive(kept):
+    """A model that says nothing any more has forgotten nothing in particular."""
+    check(kept["method"] >= 0.5 * kept["target"], "more than half of what should be kept is lost: a broken model does "
+          "not count as one that has forgotten")
+
+
 @pytest.mark.points(3)
 def test_it_runs_within_the_seconds_and_leaves_a_model(draw):
     models, _, _, record = tried(draw.world)
@@ -44,7 +50,8 @@ def test_it_runs_within_the_seconds_and_leaves_a_model(draw):
 
 @pytest.mark.points(4)
 def test_it_forgets(draw):
-    _, shares, _, _ = tried(draw.world)
+    _, shares, kept, _ = tried(draw.world)
+    check_alive(kept)
     check(shares["method"]["asked"] <= 0.5 * shares["target"]["asked"], "more than half of the forgotten facts are "
           "still said")
 
@@ -58,7 +65,8 @@ def test_it_keeps_the_rest(draw):
 
 @pytest.mark.points(4)
 def test_it_stays_forgotten_under_the_worst_attack(draw):
-    _, shares, _, _ = tried(draw.world)
+    _, shares, kept, _ = tried(draw.world)
+    check_alive(kept)
     worst, name = leaderboard.worst_excess(shares["method"], shares["retrained"])
     check(worst <= 0.5, "an attack (relearning half of the facts, four samples, 4 bits) brings back more than half of "
           "the forgotten facts beyond what the retrained model says under it")

@@ -214,7 +214,12 @@ def test_a_problem_does_not_suffer_from_another_one_in_the_same_file(files, work
 @pytest.mark.parametrize("spoil, message", [
     (lambda work: (work / "asu.py").unlink(), "asu.py is missing"),
     (lambda work: (work / "asu.py").write_text("def f(:\n"), "asu.py, line 1: "),
-    (lambda work: (work / "asu.py").write_bytes(b"\xff\xfe"), "asu.py cannot be read as Python"),
+    (lambda work: (work / "asu.py").write_bytes(b"\xff\xfe"), "asu.py, line 1: .* can't decode byte"),
+    (lambda work: (work / "asu.py").write_text("x = " + "-" * 10**6 + "1\n"), "asu.py cannot be read as Python"),
+    (lambda work: (work / "asu.py").unlink() or (work / "asu.py").mkdir(), "asu.py is missing"),
+    (lambda work: (work / "asu.py").unlink() or (work / "asu.py").symlink_to(HOME / "asu.py"),
+     "asu.py is a link to a file outside the submission"),
+    (lambda work: (work / "asu.py").write_text("class forward_kl:\n    pass\n"), "asu.py has no function forward_kl"),
     (lambda work: (work / "asu.py").write_text("x = 1\n"), "asu.py has no function forward_kl"),
     (lambda work: (work / "asu.py").write_text("def forward_kl(teacher, student, mask):\n    pass\n"),
      r"forward_kl has the signature \(teacher, student, mask\); \(teacher_logp, student_logp, mask\) is needed")])
@@ -223,6 +228,60 @@ def test_a_submission_that_cannot_be_taken_gets_one_clear_line(files, work, spoi
     lines = grade.grade_tests(files, work, 2, "s", {})
     outputs = {output for *_, output in lines}
     assert len(outputs) == 1 and re.search(message, outputs.pop()) and not any(score for _, score, _, _ in lines)
+
+
+def test_what_python_reads_is_taken_and_a_method_has_its_own_parameters(files, work):
+    for mark in (b"\xef\xbb\xbf", b"# -*- coding: latin-1 -*-\n# \xe9\n"):
+        (work / "asu.py").write_bytes(mark + files["asu.py"])
+        assert grade.taken_in(files, work, 2)["asu.py"] == mark + files["asu.py"]
+    source = files["course/method.py"].decode().replace("def loss(nll, mask)", "def loss(logp, teacher_logp, mask)")
+    (work / "course/method.py").write_text(source)
+    assert grade.taken_in(files, work, 8)["course/method.py"] == source.encode()
+
+
+@pytest.mark.slow
+def test_a_model_that_is_destroyed_has_not_forgotten(files, work):
+    text = files["course/method.py"].decode().replace('"epochs": 40, "lr": 1e-3', '"epochs": 1, "lr": 1.0')
+    (work / "course/method.py").write_text(text)
+    lines = grade.grade_tests(files, work, 8, "s", {})
+    assert {name: score for name, score, *_ in lines} == {
+        "test_it_runs_within_the_seconds_and_leaves_a_model": 3, "test_it_forgets": 0, "test_it_keeps_the_rest": 0,
+        "test_it_stays_forgotten_under_the_worst_attack": 0}
+    assert any("a broken model does not count" in line[3] for line in lines)
+
+
+def test_one_odd_submission_does_not_stop_the_others(work, tmp_path, monkeypatch, capsys):
+    (tmp_path / "odd").mkdir()
+    shutil.copy(work / "asu.py", tmp_path / "odd")
+
+    def graded(files, path, *_):
+        if path.name == "odd":
+            raise KeyError("never seen")
+        return [(2, "test_x", 1, 1, "")]
+    monkeypatch.setattr(grade, "grade", graded)
+    with pytest.raises(SystemExit):
+        call(grade, tmp_path / "odd", work, "--seed=s", f"--out={tmp_path / 'grades'}")
+    assert "odd: the grader failed (KeyError: 'never seen'); tell staff" in capsys.readouterr().err
+    assert json.loads((tmp_path / "grades" / work.name / "results.json").read_text())["score"] == 1
+
+
+def test_the_courses_own_tests_do_not_count_as_a_students(files, work):
+    text = files["course/test_p2.py"].decode().replace("def test_the_loss_is_the_formula", "def test_mine")
+    (work / "course/mytests_p2.py").write_text(text)
+    lines = grade.grade_mutants(files, work, 2, "s", {})
+    assert not any(score for _, score, *_ in lines) and all("copied from the course's own" in line[3] for line in lines)
+    (work / "course/mytests_p2.py").write_text("from course.test_p2 import *    # def test\n")
+    assert {line[3] for line in grade.grade_mutants(files, work, 2, "s", {})} == {
+        "course/mytests_p2.py has no test that runs"}
+
+
+def test_a_mutant_looks_like_the_reference_from_outside(files):
+    for problem in MUTANTS:
+        for name, (module, code) in mutants.variants(files, problem).items():
+            if name:
+                path, function, *_ = mutants.MUTANTS[problem][name]
+                theirs, ours = find(code, function, path), find(files[path].decode(), function, path)
+                assert (theirs.lineno, ast.get_docstring(theirs)) == (ours.lineno, ast.get_docstring(ours)), name
 
 
 def test_no_folder_no_secret_no_marks_are_one_line_and_others_go_on(files, work, tmp_path, capsys):
@@ -238,6 +297,10 @@ def test_no_folder_no_secret_no_marks_are_one_line_and_others_go_on(files, work,
     assert "is needed" in refused(grade, work, "--seed=s", f"--marks={tmp_path / 'marks.json'}")
     (tmp_path / "marks.json").write_text('{"ann": {"1": 4, "2": null}}')            # null: not marked yet
     assert grade.read_marks(tmp_path / "marks.json") == {"ann": {"1": 4, "2": None}}
+    for marks, message in (('{"ann": {"1": 5}}', "ann: 5 points for problem 1, where there are 0 to 4"),
+                           ('{"ann": {"9": 1}}', "ann: problem 9 has no written question; 1, 2, 5 have one")):
+        (tmp_path / "marks.json").write_text(marks)
+        assert message in refused(grade, work, "--seed=s", f"--marks={tmp_path / 'marks.json'}")
     assert "is not a list of problems" in refused(grade, work, "--seed=s", "--problems=9")
     assert "--out=DIR" in refused(make) and "--seed=SECRET" in refused(make, f"--gradescope={tmp_path / 'a.zip'}")
     assert "is there already" in refused(make, f"--out={work}")

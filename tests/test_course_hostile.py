@@ -19,6 +19,14 @@ HOSTILE = {         # what stands at the top of the submitted file -> what the g
                               "it read the reference or another submission"),
     "writing into the grader": (f"try:\n    open({str(HOME / 'course/test_p1.py')!r}, 'a')\nexcept OSError:\n    pass",
                                 "it wrote into the grader's folder"),
+    "moving a file onto another": (f"import os\nopen(os.environ['TMPDIR'] + '/x', 'w').close()\ntry:\n    os.replace("
+                                   f"os.environ['TMPDIR'] + '/x', {str(HOME / 'course/x')!r})\nexcept OSError:\n"
+                                   "    pass", "it wrote into the grader's folder"),
+    "a folder's descriptor": ("import os\ntry:\n    os.open('etc/hostname', 0, dir_fd=os.open('/', 0))\n"
+                              "except OSError:\n    pass", "it opened a folder"),
+    "the network without a connection": ("import socket\ntry:\n    socket.socket(socket.AF_INET, socket.SOCK_DGRAM)."
+                                         "sendto(b'x', ('127.0.0.1', 9))\nexcept OSError:\n    pass",
+                                         "it called socket.sendto"),
     "changing the tests": ("try:\n    open('course/checking.py', 'w')\nexcept OSError:\n    pass", "it wrote a file"),
     "another process": ("import subprocess\nsubprocess.run(['true'])", "it called subprocess.Popen"),
     "pytest patched": ("import _pytest.python\n_pytest.python.Function.runtest = lambda self: None",

@@ -72,7 +72,11 @@ def test_submissions_without_a_method_are_named(tmp_path):
         (tmp_path / name / "course").mkdir(parents=True)
         (tmp_path / name / "course/method.py").write_text(text)
     (tmp_path / "bob").mkdir()
+    (tmp_path / "eva/course/method.py").mkdir(parents=True)
+    (tmp_path / "ida/course").mkdir(parents=True)
+    (tmp_path / "ida/course/method.py").symlink_to(tmp_path / "ann/course/method.py")
     methods, failed = found(tmp_path)
+    assert failed["eva"] == failed["bob"] and "a link to a file outside" in failed["ida"]
     assert list(methods) == ["ann"] and "line 1" in failed["eve"] and failed["bob"] == "course/method.py is missing"
     with pytest.raises(ValueError, match="not a folder of submissions"):
         found(tmp_path / "none")
