@@ -26,8 +26,8 @@ METHODS = {
     "hazards": {"ASU, hidden state": [], "ASU, output": ["--target=logits", "--layers=0-2", "--tau=8", "--retain=gd"],
                 "RMU": ["--method=rmu", "--target=logits"]},
     "capitals": {"ASU": [], "GA, KL": ["--method=ga", "--epochs=5", "--lr=2e-5"],
-                 "NPO, KL": ["--method=npo", "--epochs=5", "--lr=2e-5"],
-                 "IDK, KL": ["--method=idk", "--epochs=5", "--lr=2e-5"]},
+                 "NPO, KL": ["--method=npo", "--epochs=5", "--lr=1e-5", "--c_retain=30"],
+                 "IDK, KL": ["--method=idk", "--epochs=5", "--lr=4e-5"]},
 }
 COLUMNS = {
     "books": (("VerbMem", "forget_text", "verbmem"), ("KnowMem", "forget", "knowmem"),
