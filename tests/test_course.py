@@ -275,6 +275,17 @@ def test_the_courses_own_tests_do_not_count_as_a_students(files, work):
         "course/mytests_p2.py has no test that runs"}
 
 
+@pytest.mark.slow
+def test_what_one_run_leaves_behind_is_not_there_in_the_next(files, tmp_path):
+    text = ("import pathlib, tempfile\n\ndef test_nobody_was_here():\n    seen = pathlib.Path(tempfile.gettempdir(), 'x')\n"
+            "    assert not seen.exists()\n    seen.touch()\n")
+    make.write(files | {"course/mytests_p2.py": text.encode()}, tmp_path)
+    job = {"kind": "variants", "file": "course/mytests_p2.py", "seed": "s", "each": 60, "forbidden": [],
+           "variants": dict(list(mutants.variants(files, 2).items())[:3])}
+    messages, why = grade.sandbox(job, tmp_path)
+    assert not why and [(m["tests"], m["passed"]) for m in messages if "variant" in m] == [(1, 1)] * 3
+
+
 def test_a_mutant_looks_like_the_reference_from_outside(files):
     for problem in MUTANTS:
         for name, (module, code) in mutants.variants(files, problem).items():
