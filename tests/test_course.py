@@ -277,8 +277,8 @@ def test_the_courses_own_tests_do_not_count_as_a_students(files, work):
 
 @pytest.mark.slow
 def test_what_one_run_leaves_behind_is_not_there_in_the_next(files, tmp_path):
-    text = ("import pathlib, tempfile\n\ndef test_nobody_was_here():\n    seen = pathlib.Path(tempfile.gettempdir(), 'x')\n"
-            "    assert not seen.exists()\n    seen.touch()\n")
+    text = ("import pathlib, tempfile\n\ndef test_nobody_was_here():\n"
+            "    seen = pathlib.Path(tempfile.gettempdir(), 'x')\n    assert not seen.exists()\n    seen.touch()\n")
     make.write(files | {"course/mytests_p2.py": text.encode()}, tmp_path)
     job = {"kind": "variants", "file": "course/mytests_p2.py", "seed": "s", "each": 60, "forbidden": [],
            "variants": dict(list(mutants.variants(files, 2).items())[:3])}
