@@ -420,8 +420,8 @@ def main():
             try:
                 lines = grade(files, path, secret, marks.get(name), args.problems, limits, args.jobs)
             except Exception as e:                          # of an odd submission: the others are graded all the same
-                why = str(e) if isinstance(e, UserError) else f"the grader failed ({type(e).__name__}: {e}); tell staff"
-                print(f"{name}: {why}", file=sys.stderr)
+                why = str(e) if isinstance(e, UserError) else f"the grader failed ({type(e).__name__}); tell staff"
+                print(f"{name}: {why}" + f": {e}" * (why != str(e)), file=sys.stderr)
                 write_file(out / "results.json", strict_json({"score": 0, "output": why, "tests": []}))
                 failed += 1
                 continue
