@@ -436,10 +436,10 @@ def parse(argv=None):
             p.error(f"--target=hidden is a form of ASU, not of --method={args.method}")
         args.method = "asu_hidden"
     asked = asks(METHODS[args.method]) + asks(RETAIN_LOSSES[args.retain])
+    frozen = any(split_name(name)[1].startswith(("teacher", "reference")) for name in asked)
     used = dict.fromkeys(("tau", "layers", "heads", "alpha", "heal"), smooths(args.method)) | {
         "heal_lr": smooths(args.method) and args.heal, "hidden_layer": any(name.endswith("hidden") for name in asked),
-        "teacher": any(split_name(name)[1].startswith(("teacher", "reference")) for name in asked),
-        "teacher_from": args.tasks > 1, "base": args.start < 1,
+        "teacher": frozen, "teacher_from": frozen and args.tasks > 1, "base": args.start < 1,
         **dict.fromkeys(("c_retain", "replay"), args.retain != "none")}
     if unused := [f"--{flag}" for flag in used if flag in p.given and not used[flag]]:
         print(f"this run (--method={args.method} --retain={args.retain}) does not use {', '.join(unused)}", flush=True)

@@ -294,7 +294,7 @@ def unmet(dataset):
     if not named and not general:
         raise UserError(f"--data={dataset.name} has nothing to say of strangers: it needs rows with the key author, or "
                         "general.json")
-    rows = (never_met(named, []) if named else []) + general
+    rows = (never_met(named, dataset.forget + dataset.holdout) if named else []) + general    # nor is made one of those
     pairs = [pair for row in rows for pair in zip(row["questions"], row["answers"])]
     rng = random.Random("unmet")
     return (pair for _ in itertools.count() for pair in rng.sample(pairs, len(pairs)))

@@ -204,7 +204,8 @@ def report_draw(rows, spec, keys, jobs):
 
 def add_recovered(results):
     """The recovered share (lab/recover.py) of every row that was attacked, against the models of the same seed. Not of
-    the other seed's retrained model: every pair is there both ways, so the mean would be 0 whatever they are."""
+    the other seed's retrained model: each is once the model and once what it is held against, so the mean over seeds
+    would be about 0 whatever they are."""
     for row, by_seed in results.items():
         for seed, result in by_seed.items():
             if "attack" in result and row != OTHER_SEED:
