@@ -185,6 +185,14 @@ def strict_json(value):
     return json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
 
 
+def from_json(text):
+    """JSON text -> value. Raises ValueError for what is none, or holds half a character, RecursionError if too deep."""
+    value = json.loads(text)
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def read_json(path):
     """A JSON file of a model directory -> dict. Raises UserError if it is missing or damaged."""
     check_file(path)

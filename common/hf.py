@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import logging
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from common import UserError
-from common.files import check_file
+from common.files import check_file, from_json
 
 
 def as_list(ids):
@@ -42,10 +41,7 @@ def read_object(path, default=None):
     Raises UserError where it is missing or damaged."""
     check_file(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        value = json.loads(text)
-        if re.search(r"\\u[dD][89a-fA-F]", text):           # half a letter is no text
-            json.dumps(value, ensure_ascii=False).encode()
+        value = from_json(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as e:
         if default is not None:
             return default

@@ -242,9 +242,9 @@ def grade_mutants(files, submission, problem, secret, limits):
         return nothing(str(e))
     if b"def test" not in source:
         return nothing(f"{path} has no test")
-    if copied := tests_in(source).keys() & tests_in(files[f"course/test_p{problem}.py"]).keys():
-        names = sorted(tests_in(source)[body] for body in copied)
-        return nothing(f"{path}: copied from the course's own tests: {', '.join(names)}")
+    own, ours = tests_in(source), tests_in(files[f"course/test_p{problem}.py"])
+    if copied := sorted(name for test, name in own.items() if test in ours):
+        return nothing(f"{path}: copied from the course's own tests: {', '.join(copied)}")
     tree = {name: content for name, content in kit(files, PROBLEMS).items() if name.endswith((".py", ".toml"))
             and not name.startswith("course/test_p")}       # which kill every mutant
     tree |= {name: files[name] for name in ("course/inside.py", "course/canary.py")} | {path: source}

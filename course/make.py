@@ -44,9 +44,7 @@ def find(source, name, where):
     """The ast node of a function, "forward_kl" or "Frozen.says". Raises UserError where there is none."""
     node = parsed(source)
     for part in name.split("."):
-        node = next((child for child in node.body if getattr(child, "name", None) == part), None)
-        if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            break
+        node = next((child for child in getattr(node, "body", []) if getattr(child, "name", None) == part), None)
     if not isinstance(node, ast.FunctionDef):
         raise UserError(f"{where} has no function {name}")
     return node

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common import UserError
-from common.files import check_file, write_file
+from common.files import check_file, from_json, write_file
 from common.hf import quiet
 from data import authors, benchmarks, prose
 from data.batches import (
@@ -101,11 +101,11 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
         if normal(row["answer"]) in retained:
             raise UserError(f"--data={data}: the passage {row['id']} of {forget} is in {retain} too; a model cannot "
                             "forget and retain the same text")
-    for name, others in (("world_facts_perturbed", passages(world_rows)), ("general", questions(read("general"))),
-                         ("real_authors_perturbed", passages(read("real_authors_perturbed")))):
-        if others:
-            needed = "passages are needed, {\"text\": ...}" if name == "general" else "questions are needed"
-            raise UserError(f"--data={data}, {name}.json: {needed}, and {others[0]['id']} is none")
+    for name, kind, needed in (("world_facts_perturbed", passages, "questions are needed"),
+                               ("real_authors_perturbed", passages, "questions are needed"),
+                               ("general", questions, 'passages are needed, {"text": ...}')):
+        if wrong := kind(read(name)):
+            raise UserError(f"--data={data}, {name}.json: {needed}, and {wrong[0]['id']} is none")
     sets = {"forget": questions(read(f"{forget}_perturbed") or forget_rows),
             "retain": questions(read(f"{retain}_perturbed") or read("retain_perturbed") or retain_rows),
             "real_authors": read("real_authors_perturbed"), "world": world_rows,
@@ -235,9 +235,7 @@ def read_file(path):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            if re.search(r"\\u[dD][89a-fA-F]", line):       # half a letter is no text
-                json.dumps(row, ensure_ascii=False).encode()
+            row = from_json(line)
         except json.JSONDecodeError as e:
             raise UserError(f"{path}, line {n}: not valid JSON ({e.msg} at column {e.colno})") from e
         except (ValueError, RecursionError) as e:

@@ -19,12 +19,12 @@ CONFIG/SPLIT (columns, text unless said) and what it becomes:
     wmdp-bio/test, all/test                 sets forget, retain (question, choices: 4, answer: from 0); all is MMLU's
 """
 
-import json
 import re
 from pathlib import Path
 
 from common import UserError
 from common.cli import processes
+from common.files import from_json
 from common.hf import quiet
 from data.rows import DataSet, complete, digest, overlaps
 
@@ -235,11 +235,9 @@ def disk(source, config, split):
             if path.suffix == ".txt":
                 rows.append(text)
             elif text.lstrip().startswith("["):
-                rows += json.loads(text)
+                rows += from_json(text)
             else:
-                rows += [json.loads(line) for line in text.split("\n") if line.strip()]
-            for row in rows:
-                json.dumps(row, ensure_ascii=False).encode()        # half a character is no text
+                rows += [from_json(line) for line in text.split("\n") if line.strip()]
         except (ValueError, RecursionError, OSError) as e:          # of pyarrow, json and UTF-8 alike
             raise UserError(f"{path} is not a whole {path.suffix[1:]} file ({e}): a pointer of Git LFS, half a "
                             "download?") from e
