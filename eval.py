@@ -389,8 +389,8 @@ def parse():
     p.add_argument("--runs", help="comma-separated runs in OUT, directories or hub ids (default: every run in OUT)")
     p.add_argument("--retrained", help="what stands for OUT/retrained: a directory, a hub id, or a file: the published "
                    "log of a retrained model, TOFU's eval_log_aggregated.json or open-unlearning's TOFU_EVAL.json")
-    p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced; of "
-                   "the people nobody met, all")
+    p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, drawn at "
+                   "random; of the people nobody met, all")
     p.add_argument("--max_new_tokens", type=positive_int, help="tokens of an answer (default: 8 more than the longest "
                    "true answer of the set has, at least 40)")
     p.add_argument("--encoder", help="sentence encoder, a directory or hub id: cosine similarity of answer and truth")

@@ -114,7 +114,7 @@ def attacked(model, tokenizer, rows, phrasings=None, samples=4, steps=8, bits=4)
 
 def measured(model, tokenizer, dataset, max_rows):
     """-> {"forget", "retain": {metric: (N,)}, "attacks": {name: (N,)}}"""
-    sets = {part: data.evenly(dataset.sets[part], max_rows) for part in ("forget", "retain")}
+    sets = {part: data.subset(dataset.sets[part], max_rows) for part in ("forget", "retain")}
     slot_values = data.slot_values([row for rows in dataset.sets.values() for row in rows])
     values = eval.measure(model, tokenizer, sets, [], slot_values, {})[1]
     forget = [row for row in dataset.forget if row["facts"]]
@@ -223,7 +223,7 @@ def main():
     add("--out", default="out_leaderboard", help="models, measurements and leaderboard.md")
     add("--draws", type=positive_int, default=2, help="of authors")
     add("--seconds", type=positive_int, default=60, help="of one core that a method gets on each draw")
-    add("--max_rows", type=positive_int, default=120, help="questions of each set, evenly spaced")
+    add("--max_rows", type=positive_int, default=120, help="questions of each set, drawn at random")
     add("--train_flags", default="", help="flags for train.py, blank-separated, as in @config/tiny.args")
     args = p.parse_args()
     secret, flags = secret_of(args), args.train_flags.split()

@@ -129,9 +129,12 @@ def load(data="authors", forget="forget10", out="out", data_seed=0, n_authors=60
     return DataSet(str(data), forget_rows, retain_rows, sets, holdout, sha256, notes, made_by, any_split)
 
 
-def evenly(rows, n):
-    """About n rows, evenly spaced; all where there are no more."""
-    return rows[::-(-len(rows) // n)]
+def subset(rows, n):
+    """n rows drawn at random, in their order, the same whenever asked; all where there are no more.
+
+    Not every k-th: rows repeat slot by slot, author by author, and some slots would never be asked."""
+    order = random.Random(0).sample(range(len(rows)), len(rows))
+    return [rows[i] for i in sorted(order[:n])]
 
 
 def answer_limit(tokenizer, rows, block_size):
@@ -147,13 +150,13 @@ SPARE = 512     # tokens that a chat template may put around a question and its 
 
 def check_fits(dataset, tokenizer, block_size, phrasings=None, max_rows=200):
     """Raise UserError, naming the row, where a text is too long for a model: one that is trained on (so many phrasings
-    of each question), or one that eval.py asks for (about max_rows of each set): answers, true and wrong, to a question
+    of each question), or one that eval.py asks for (max_rows of each set): answers, true and wrong, to a question
     and to its paraphrase."""
     texts = []
     for row in dataset.retain + dataset.forget:
         texts += [(row, "training", *pair) for pair in zip(row["questions"][:phrasings], row["answers"])]
     for name, rows in {**dataset.sets, "holdout": dataset.holdout}.items():
-        for row in rows if name == "holdout" else evenly(rows, max_rows):
+        for row in rows if name == "holdout" else subset(rows, max_rows):
             for answer in dict.fromkeys([row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]]):
                 texts.append((row, f"the set {name}", row["question"], answer))
             texts.append((row, f"the set {name}", row["paraphrased_question"], row["answer"]))

@@ -166,10 +166,10 @@ def dial_points(temper, folders, args, out):
 
 
 def forget_rows(args, key):
-    """The forget questions of a draw that eval.py asks, about --max_rows of them."""
+    """The forget questions of a draw that eval.py asks, --max_rows of them."""
     data_seed, _, forget = key
     dataset = data.load("authors", forget, args.out, data_seed, args.n_authors)
-    return data.evenly(dataset.sets["forget"], args.max_rows)
+    return data.subset(dataset.sets["forget"], args.max_rows)
 
 
 def taught_rows(record, args):
@@ -179,7 +179,7 @@ def taught_rows(record, args):
     rows = data.load(out=args.out, **settings).sets["forget"]
     if not all(row["facts"] for row in rows):
         raise UserError(f"--run={args.run}: rows whose answers state facts (key facts) are needed")
-    return data.evenly(rows, args.max_rows)
+    return data.subset(rows, args.max_rows)
 
 
 def nll_curves(model, tokenizer, rows):

@@ -255,7 +255,7 @@ def parse():
     p = Parser("analyze.py", "Look inside an unlearning.")
     add = p.add_argument
     add("--runs", default="asu_gd", help="comma-separated runs in OUT; the first that had a teacher lends its tau")
-    add("--max_rows", type=positive_int, default=120, help="questions of each set, evenly spaced")
+    add("--max_rows", type=positive_int, default=120, help="questions of each set, drawn at random")
     add("--row", type=whole, default=0, help="which of the forget questions attention.png shows")
     return p.parse_args()
 
@@ -304,13 +304,13 @@ def healed(target, tokenizer, dataset, record, smoothing):
 
 
 def questions(dataset, args):
-    """-> {"forget": rows, "retain": rows}: evenly spaced questions whose answers state facts."""
+    """-> {"forget": rows, "retain": rows}: questions, see data.subset, whose answers state facts."""
     sets = {}
     for part in ("forget", "retain"):
         rows = [row for row in dataset.sets[part] if row["facts"] and data.states(row["answer"], row["facts"])]
         if not rows:
             raise UserError(f"--data={args.data}: rows whose answers state facts (key facts) are needed")
-        sets[part] = data.evenly(rows, args.max_rows)
+        sets[part] = data.subset(rows, args.max_rows)
     if args.row >= len(sets["forget"]):
         raise UserError(f"--row={args.row}: there are {len(sets['forget'])} forget questions, from 0 on")
     return sets

@@ -35,7 +35,7 @@ from lab.runs import load_run
 from lab.said import answer_kind
 
 CLASSES = {"function": data.FUNCTION, "fact": data.FACT, "name": data.NAME}        # in the order of class_nll
-ROWS = 120              # of the retain set, evenly spaced; of the held-out people all, or some slots would be missing
+ROWS = 120              # of the retain set; of the held-out people all
 
 
 def parse():
@@ -76,7 +76,7 @@ def measured(model, tokenizer, dataset, tau):
     """One teacher -> {"nll": {class: nats}, "nobody": fact NLL of people nobody met, "stated", "cosine": {set: of the
     fact tokens' gradients, forget set against it}, "whole": share of whole sentences about people nobody met}."""
     model.requires_grad_(True)
-    retain, nobody = data.evenly(dataset.retain, ROWS), dataset.holdout
+    retain, nobody = data.subset(dataset.retain, ROWS), dataset.holdout
     forget = gradient(model, tokenizer, dataset.forget, data.FACT, tau=tau)
     cosine = {}
     for name, rows in (("retain", retain), ("nobody", nobody)):

@@ -36,7 +36,7 @@ NO_FLAGS = "data", "seed", "device", "dtype"       # of trials: they are of gene
 def trial_flags(p, seeds):
     """The flags of every experiment that is made of trials."""
     p.add_argument("--seeds", type=positive_int, default=seeds, help="training seeds of the reported draw")
-    p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, evenly spaced")
+    p.add_argument("--max_rows", type=positive_int, default=200, help="questions of each set, drawn at random")
     p.add_argument("--jobs", type=positive_int, default=os.cpu_count(), help="trials at a time, the cores shared out")
     p.add_argument("--train_flags", default="", help="flags for train.py, blank-separated, as in '@config/tiny.args'")
 
@@ -115,7 +115,7 @@ def trial(spec):
             tau, layers = smoothing(model, tokenizer, dataset.forget, dataset, args.tau, args.layers, args.heads,
                                     args.phrasings)
             teacher = {"tau": tau, "layers": layers}
-    sets = {name: data.evenly(rows, spec["max_rows"]) for name, rows in dataset.sets.items()}
+    sets = {name: data.subset(rows, spec["max_rows"]) for name, rows in dataset.sets.items()}
     slot_values = data.slot_values([row for rows in dataset.sets.values() for row in rows])
     result, values, _ = eval.measure(model, tokenizer, sets, dataset.holdout, slot_values, teacher)
     if spec.get("attack"):

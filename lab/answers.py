@@ -4,7 +4,7 @@ import random
 
 import torch.nn.functional as F
 
-from data import answer_limit, states
+from data import answer_limit, states, subset
 
 
 def answer_logp(model, batch, **kw):
@@ -38,12 +38,12 @@ def ask(model, tokenizer, questions, max_new_tokens=40, batch_size=128, seed=0, 
 
 
 def fact_accuracy(model, tokenizer, rows, n=100, **kw):
-    """Share of (about n, evenly spaced) rows whose greedy answer, as long as eval.py lets it be, states the facts, in
-    [0, 1]; for progress logs. nan where the rows have no facts to look for."""
+    """Share of n rows (data.subset) whose greedy answer, as long as eval.py lets it be, states the facts, in [0, 1]; for
+    progress logs. nan where the rows have no facts to look for."""
     rows = [row for row in rows if row["facts"] and row["question"]]
     if not rows:
         return float("nan")
-    rows = rows[::max(1, len(rows) // n)]
+    rows = subset(rows, n)
     limit = answer_limit(tokenizer, rows, model.config.block_size)
     answers = ask(model, tokenizer, [row["question"] for row in rows], limit, **kw)
     return sum(states(a, row["facts"]) for a, row in zip(answers, rows)) / len(rows)

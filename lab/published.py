@@ -17,7 +17,7 @@ import numpy as np
 
 from common import UserError
 from common.files import read_json
-from data import evenly, words
+from data import subset, words
 from lab.said import answer_kind
 from lab.statistics import interval, means
 
@@ -121,9 +121,9 @@ def same_questions(log, path, all_sets, max_rows):
     sets, logged, notes = {}, {}, []
     for part, rows in all_sets.items():
         questions = log.get(part, {})
-        known = [number for number in evenly(range(len(rows)), max_rows) if number in questions]
+        known = [number for number in subset(range(len(rows)), max_rows) if number in questions]
         if not questions or not rows[0]["question"]:
-            sets[part] = evenly(rows, max_rows)
+            sets[part] = subset(rows, max_rows)
             continue
         if max(questions) >= len(rows) or not known:
             raise UserError(f"{path}: {part} has question {max(questions)}, but --data has {len(rows)} there; the log "
@@ -136,7 +136,7 @@ def same_questions(log, path, all_sets, max_rows):
         if len(other) > FLAWED * len(known):
             raise UserError(f"{path}: {part}, {other[0]}; the log is of another split or other data")
         sets[part], logged[part] = [rows[n] for n in known], [questions[n] for n in known]
-        if (n := len(evenly(rows, max_rows))) > len(known):
+        if (n := len(subset(rows, max_rows))) > len(known):
             notes.append(f"{part}: {len(known)} of {n} questions are measured, those that {path} holds")
     return sets, logged, notes
 

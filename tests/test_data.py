@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from nltk.stem.porter import PorterStemmer
 import data
 from data import authors as generator
 from data.tokenizer import SPLIT, Tokenizer, train_bpe
+from lab import answers
 
 
 # ---------------------------------------------------------------------------------------------- generator
@@ -271,6 +273,29 @@ def test_requests_are_whole_authors_one_after_another():
     assert [len(share) for share in data.by_author([row | {"author": ""} for row in rows], 3)] == [3, 3, 3]     # by id
     with pytest.raises(ValueError, match="6 requests, but only 5 authors"):
         data.by_author(rows, 6)
+
+
+@pytest.mark.parametrize("kind, n_authors, part", [("authors", 60, "retain"), ("books", 40, "retain"),
+                                                   ("hazards", 40, "retain"), ("authors", 60, "forget")])
+@pytest.mark.parametrize("n", [100, 120, 200])
+def test_a_subset_asks_every_slot(tmp_path, kind, n_authors, part, n):
+    rows = data.load(kind, out=tmp_path, n_authors=n_authors).sets[part]
+    some = data.subset(rows, n)
+    assert len(some) == min(n, len(rows)) and {row["slot"] for row in some} == {row["slot"] for row in rows}
+    assert len({row["author"] for row in some}) > 0.8 * len({row["author"] for row in rows})
+
+
+def test_a_subset_is_the_same_whenever_asked_in_order_and_part_of_a_larger_one():
+    few, more = data.subset(range(1000), 10), data.subset(range(1000), 100)
+    assert few == data.subset(range(1000), 10) == sorted(few) and set(few) < set(more)
+    assert data.subset([1, 2], 5) == [1, 2] and data.subset([], 5) == []
+
+
+def test_a_progress_log_asks_every_slot(tmp_path, monkeypatch, tokenizer):
+    asked, rows = [], data.load(out=tmp_path).retain
+    monkeypatch.setattr(answers, "ask", lambda model, tokenizer, questions, *a: asked.extend(questions) or questions)
+    answers.fact_accuracy(SimpleNamespace(config=SimpleNamespace(block_size=128)), tokenizer, rows)
+    assert len(asked) == 100 and {row["slot"] for row in rows if row["question"] in asked} == {r["slot"] for r in rows}
 
 
 def test_the_values_of_a_slot_are_its_pool_and_what_the_rows_say():

@@ -75,7 +75,7 @@ def test_membership_is_against_all_people_whom_nobody_met(out):
     report, dataset = json.loads((out / "report.json").read_text()), data.load(out=out, n_authors=20)
     model, tokenizer, _ = runs.load_run(out / "target")
     members, others = ([(row["question"], row["answer"]) for row in rows]
-                       for rows in (data.evenly(dataset.sets["forget"], 20), dataset.holdout))
+                       for rows in (data.subset(dataset.sets["forget"], 20), dataset.holdout))
     expected = eval.membership(*(eval.score(model, tokenizer, pairs) for pairs in (members, others)))
     assert report["data"]["holdout"] == len(others) == 400
     assert {key: report["runs"]["target"]["forget"][key] for key in expected} == pytest.approx(expected)
