@@ -97,7 +97,8 @@ def after_first(mask):
 def rmu(hidden, reference_hidden, mask, beta=2.0):
     """MSE of one layer's hidden state to c u, u a fixed random direction (RMU, arXiv 2403.03218).
 
-    c is beta times the mean norm of theta_0's hidden states, so that beta means the same in every model."""
+    c is beta times the mean norm of theta_0's hidden states in the (micro-)batch, so that beta means the same in every
+    model."""
     u = torch.rand(hidden.size(-1), generator=torch.Generator().manual_seed(0)).to(hidden)
     norm = (reference_hidden.norm(dim=-1) * mask).sum() / mask.sum()
     return mean_over_answers(((hidden - beta * norm * u / u.norm()) ** 2).mean(-1), mask)

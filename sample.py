@@ -26,7 +26,12 @@ def parse():
     add("--top_k", type=cli.positive_int, help="sample from the k likeliest tokens")
     add("--show_prompt", action="store_true", help="print the exact text each model is given before its answer")
     cli.model_flags(p)
-    return p.parse_args()
+    args = p.parse_args()
+    if args.top_k and not args.temperature:
+        p.error("--top_k goes with --temperature above 0")
+    if "layers" in p.given and args.tau == 1:
+        p.error("--layers goes with another --tau than 1")
+    return args
 
 
 def questions(given):

@@ -195,7 +195,8 @@ def quantising(model, lab):
 def temperatures(model, lab):
     """The model run at other attention temperatures, and its logits moved on, away from its smoothed self.
     Source: ours, ASU the other way round. Shows whether undoing the smoothing undoes the forgetting. Does not show
-    what other changes of attention would do."""
+    what other changes of attention would do. "its heads" and "its layers" are of this run alone: neither target nor
+    retrained has them, so they stand in no recovered share."""
     result, tau = {}, lab.record.get("tau")
     some = layer_numbers(lab.record["settings"]["layers"], model.config.n_layer) if tau else None
     for t in TAUS:

@@ -22,7 +22,7 @@ import data
 import eval
 from common import HOME, UserError
 from common.cli import positive_int
-from common.files import write_file
+from common.files import whole_dir, write_file
 from experiments.processes import workers
 from lab import recover
 from lab.choose import smoothing
@@ -63,7 +63,8 @@ def draw(out, data_seed, seed, forget="forget10", flags=(), threads=None):
     if forget != "forget10" and not (folder / "target").exists():       # base and target are the same for every split
         tenth = draw(out, data_seed, seed, "forget10", flags, threads)
         for name in ("base", "target"):
-            shutil.copytree(tenth / name, folder / name, dirs_exist_ok=True)
+            with whole_dir(folder / name) as d:
+                shutil.copytree(tenth / name, d, dirs_exist_ok=True)
     run_script("train", [*flags, f"--out={folder}", f"--data_seed={data_seed}", f"--seed={seed}", f"--forget={forget}",
                          "--resume"], threads)
     return folder

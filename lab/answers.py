@@ -38,8 +38,8 @@ def ask(model, tokenizer, questions, max_new_tokens=40, batch_size=128, seed=0, 
 
 
 def fact_accuracy(model, tokenizer, rows, n=100, **kw):
-    """Share of n rows (data.subset) whose greedy answer, as long as eval.py lets it be, states the facts, in [0, 1]; for
-    progress logs. nan where the rows have no facts to look for."""
+    """Share of n rows (data.subset) whose greedy answer, as long as eval.py lets it be, states the facts, in [0, 1];
+    for progress logs. nan where the rows have no facts to look for."""
     rows = [row for row in rows if row["facts"] and row["question"]]
     if not rows:
         return float("nan")

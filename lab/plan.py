@@ -130,6 +130,8 @@ def smaller(args):
     """Flags that make a run smaller -> {how they are written: args with them}"""
     changes = {"--checkpointing": {"checkpointing": True},
                f"--micro_batches={args.batch_size}": {"micro_batches": args.batch_size}, "--lora=16": {"lora": 16}}
+    if getattr(args, "start", 1) < 1:
+        del changes["--lora=16"]                            # asu.py refuses it beside --start
     changes[" ".join(changes)] = {k: v for change in changes.values() for k, v in change.items()}
     return {flags: argparse.Namespace(**vars(args) | change) for flags, change in changes.items()}
 

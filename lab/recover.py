@@ -38,7 +38,7 @@ ANSWER_TOKENS = 24      # that a model may say; the facts come early
 def pools(dataset):
     """{slot: its values, a sorted tuple} of the slots of one fact. Raises UserError where facts are not exact, or
     nobody held out has one of a slot that is asked."""
-    asked, held_out = single(dataset.sets["forget"]), single(dataset.holdout)
+    asked, held_out = single(dataset.forget), single(dataset.holdout)
     rows = asked + held_out
     if not held_out or not all(row["slot"] and row["facts"] for row in rows):
         raise UserError(f"--data={dataset.name}: an attack needs questions with slots and facts, and held-out people; "
@@ -152,13 +152,14 @@ def relearned(model, examples, lr, steps, seed=0, batch_size=32):
     epochs = (data.bucketed(lengths, batch_size, rng) for _ in itertools.count())
     batches = itertools.chain.from_iterable(epochs)
     for step in range(steps[-1] + 1):
+        if step:
+            batch = data.collate([examples[i] for i in next(batches)], model.device)
+            data.mean_over_answers(answer_nll(model, batch), batch.mask).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if step in steps:
             yield step, model.eval()
-        batch = data.collate([examples[i] for i in next(batches)], model.device)
-        data.mean_over_answers(answer_nll(model, batch), batch.mask).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
 
 def curve(model, tokenizer, pairs, dataset, lr=1e-3, steps=(0, 8), seed=0):

@@ -455,6 +455,9 @@ def test_a_slot_that_nobody_held_out_has_is_refused(authors, tmp_path):
     slot = recover.single(dataset.sets["forget"])[0]["slot"]
     with pytest.raises(ValueError, match=f"nobody in holdout.json has a fact of slot {slot}"):
         recover.pools(replace(dataset, holdout=[row for row in dataset.holdout if row["slot"] != slot]))
+    bare = [row | {"slot": "", "facts": []} for row in dataset.forget]         # facts in the perturbed file alone
+    with pytest.raises(ValueError, match="an attack needs questions with slots and facts"):
+        recover.pools(replace(dataset, forget=bare))
     bare = [row | {"facts": []} for row in dataset.retain]
     assert recover.pools(replace(dataset, retain=bare)) == recover.pools(dataset)
 

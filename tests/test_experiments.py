@@ -351,6 +351,7 @@ def test_the_comparison_end_to_end(done):
         assert rows[name][1]["attack"]["relearn8"] == pytest.approx(quick["relearn8"], abs=1e-2)
     assert all(cost["ms_per_step"] > 0 and cost["peak_mb"] > 50 for cost in report["costs"].values())
     text = (done / "compare/compare_forget10.md").read_text()
+    assert "chosen on the reported draw" in text                        # --dev_seed=0, so these numbers flatter
     assert "| NPO_GD " in text and "- ASU_GD: " in text and "gap minus ASU_GD's, 95%" in text
     assert (done / "compare/compare_forget10.png").read_bytes().startswith(b"\x89PNG")
 

@@ -11,7 +11,7 @@ import torch
 import asu
 import data
 from experiments import heal
-from lab import choose
+from lab import choose, plan
 from lab.answers import answer_nll
 from lab.lora import LoRALinear
 from lab.optim import Log
@@ -159,6 +159,11 @@ def test_the_plan_of_a_start_without_smoothing_counts_the_training(out, tmp_path
         call(asu, TINY, f"--out={out}", "--plan", *flags)
         lines.append([line.split() for line in capsys.readouterr().out.splitlines() if "optimizer" in line])
     assert lines[0] == lines[1] and float(lines[0][0][1]) > 0
+
+
+def test_the_plan_advises_no_flag_that_would_be_refused():
+    started, plain = (plan.smaller(asu.parse([f"--start={start}"])) for start in (0.5, 1))
+    assert any("--lora" in flags for flags in plain) and not any("--lora" in flags for flags in started)
 
 
 def test_a_base_of_another_shape_is_refused():
