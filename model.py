@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 
 from common import UserError
-from common.files import write_file
-from common.hf import DTYPES, as_list, from_hf, local_dir, read_object, read_weights, say, to_hf
+from common.files import read_json, write_file
+from common.hf import DTYPES, as_list, from_hf, local_dir, read_weights, say, to_hf
 
 
 @dataclass
@@ -367,8 +367,8 @@ class Transformer(nn.Module):
 
 def read_config(dir):
     """config.json, and the EOS ids of generation_config.json: there a chat model names all that end a turn."""
-    hf = read_object(dir / "config.json")
-    eos = read_object(dir / "generation_config.json", {}).get("eos_token_id")
+    hf = read_json(dir / "config.json")
+    eos = read_json(dir / "generation_config.json", {}).get("eos_token_id")
     try:
         return ModelConfig(**from_hf(hf if eos is None else hf | {"eos_token_id": eos}, dir / "config.json"))
     except UserError as e:

@@ -193,15 +193,19 @@ def from_json(text):
     return value
 
 
-def read_json(path):
-    """A JSON file of a model directory -> dict. Raises UserError if it is missing or damaged."""
+def read_json(path, default=None):
+    """A JSON file of a model or a result, in UTF-8 whatever the locale -> dict; `default`, if given, where none is.
+
+    Raises UserError where it is missing or damaged."""
     check_file(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = from_json(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as e:
+        if default is not None:
+            return default
         raise UserError(f"{path} is missing: not a model directory") from e
-    except (ValueError, RecursionError) as e:       # not JSON, or not text
-        raise UserError(f"{path} is not valid JSON ({e})") from e
+    except (ValueError, RecursionError) as e:               # not JSON, not text, or nested without end
+        raise UserError(f"{path} is not valid JSON and so damaged ({e})") from e
     if not isinstance(value, dict):
-        raise UserError(f"{path}: a JSON object is needed, this is {type(value).__name__}")
+        raise UserError(f"{path} is damaged: a JSON object is needed, this is {type(value).__name__}")
     return value

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from common import UserError
-from common.files import check_file, from_json
+from common.files import check_file, read_json
 
 
 def as_list(ids):
@@ -33,24 +33,6 @@ def quiet():
         yield
     finally:
         logging.disable(before)
-
-
-def read_object(path, default=None):
-    """A JSON file of a model, in UTF-8 whatever the locale -> dict; `default`, if given, where there is none.
-
-    Raises UserError where it is missing or damaged."""
-    check_file(path)
-    try:
-        value = from_json(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError as e:
-        if default is not None:
-            return default
-        raise UserError(f"{path} is missing: not a model directory") from e
-    except (ValueError, RecursionError) as e:               # not JSON, not text, or nested without end
-        raise UserError(f"{path} is not valid JSON and so damaged ({e})") from e
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: a JSON object is needed, this is {type(value).__name__}")
-    return value
 
 
 INDEX = "model.safetensors.index.json"
@@ -197,7 +179,7 @@ def shards(dir):
     index = dir / INDEX
     if not index.exists() or (dir / "model.safetensors").exists():
         return {"model.safetensors": set()}
-    weight_map = read_object(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(
             isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) for file in weight_map.values()):
         raise UserError(f"{index} has no weight_map from tensors to files beside it")

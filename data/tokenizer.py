@@ -20,8 +20,8 @@ import tiktoken
 import tokenizers
 
 from common import UserError
-from common.files import check_file, write_file
-from common.hf import as_list, read_object
+from common.files import check_file, read_json, write_file
+from common.hf import as_list
 from data import chat
 
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"    # GPT-2's pieces
@@ -244,8 +244,8 @@ class Tokenizer:
 
         Raises UserError for a file that is missing or damaged."""
         dir = Path(dir)
-        spec = read_object(dir / "tokenizer.json")
-        config, named, model = (read_object(dir / name, {}) for name in
+        spec = read_json(dir / "tokenizer.json")
+        config, named, model = (read_json(dir / name, {}) for name in
                                 ("tokenizer_config.json", "special_tokens_map.json", "config.json"))
         told = config if "added_tokens_decoder" in config else config | named       # who tells EOS, as in transformers
         config = named | {key: told[key] for key in told if told[key] is not None}

@@ -510,7 +510,7 @@ def attack_run(name, entry, wanted, args, dataset, models):
     expected = json.loads(json.dumps(recover.made_of(path, record, smoothing, about)))
     for attack in wanted:
         file = folder / f"{attack}.json"
-        done = read_json(file) if file.exists() else {}
+        done = read_json(file, {})
         if done.get("made_of") != expected:
             if model is None:
                 model, tokenizer, _ = load_run(path, *pick_device(args))

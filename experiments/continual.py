@@ -95,7 +95,7 @@ def main():
     for name, part in (("forget", rows.forget), ("retain", rows.retain)):
         if not any(row["facts"] for row in rows.questions(part)):
             raise UserError(f"--data={args.data} names no facts of the {name} set; their accuracy is compared")
-    chosen = read_json(file).get("chosen") if file.exists() else {}
+    chosen = read_json(file, {"chosen": {}}).get("chosen")
     if not isinstance(chosen, dict) or not all(isinstance(settings, dict) for settings in chosen.values()):
         raise UserError(f"{file} is not a report of experiments.compare: it has no settings that were chosen")
     report = {}

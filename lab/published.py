@@ -121,7 +121,7 @@ def same_questions(log, path, all_sets, max_rows):
     sets, logged, notes = {}, {}, []
     for part, rows in all_sets.items():
         questions = log.get(part, {})
-        known = [number for number in subset(range(len(rows)), max_rows) if number in questions]
+        known = subset([number for number in range(len(rows)) if number in questions], max_rows)
         if not questions or not rows[0]["question"]:
             sets[part] = subset(rows, max_rows)
             continue
@@ -136,8 +136,8 @@ def same_questions(log, path, all_sets, max_rows):
         if len(other) > FLAWED * len(known):
             raise UserError(f"{path}: {part}, {other[0]}; the log is of another split or other data")
         sets[part], logged[part] = [rows[n] for n in known], [questions[n] for n in known]
-        if (n := len(subset(rows, max_rows))) > len(known):
-            notes.append(f"{part}: {len(known)} of {n} questions are measured, those that {path} holds")
+        if len(known) < min(len(rows), max_rows):
+            notes.append(f"{part}: {len(known)} questions are measured, those that {path} holds")
     return sets, logged, notes
 
 
