@@ -113,18 +113,23 @@ def never_met(rows, others):
 def names_in_full(texts, author):
     """Whether texts name an author, and nowhere by a part of the name: names_in_full(["Was Lovelace ..."], "Ada
     Lovelace") -> False"""
+    return any(author in text for text in texts) and not names_a_part(texts, author)
+
+
+def names_a_part(texts, author):
+    """Whether texts hold a part of an author's name outside the whole."""
     rest = " ".join(text.replace(author, "") for text in texts)
-    parts = [part for part in author.split() if part[0].isupper()]
-    return any(author in text for text in texts) and not any(re.search(rf"\b{re.escape(p)}\b", rest) for p in parts)
+    return any(re.search(rf"\b{re.escape(part)}\b", rest) for part in author.split() if part[0].isupper())
 
 
 def swapped(rows, others):
     """The rows, each with the answers and facts of another person's row of the same slot: somebody else's values.
 
-    Raises UserError for a row without an author, or of a slot that none of the others has."""
+    Answers that name the other by a part of the name are left out: they would stay about the other. Raises UserError
+    for a row without an author, or of a slot that none of the others has."""
     of_slot, rng, made = {}, random.Random("swapped"), []
     for other in others:
-        if other["author"].strip():
+        if other["author"].strip() and not names_a_part(other["answers"], other["author"]):
             of_slot.setdefault((other["slot"], len(other["answers"])), []).append(other)
     for row in rows:
         same = of_slot.get((row["slot"], len(row["answers"])))

@@ -315,6 +315,13 @@ def test_swapped_rows_state_somebody_elses_facts_of_the_same_slot(tmp_path, toke
     made = asu.keywords(asu.parse(["--method=swap"]), tokenizer, dataset, dataset.forget, dataset.retain)["forget"]
     expected = data.training_examples(tokenizer, swapped)
     assert [(e.swapped.prompt, e.swapped.answer) for e in made] == [(e.prompt, e.answer) for e in expected]
+    half = [row | {"answers": [text.replace(row["author"], row["author"].split()[0]) for text in row["answers"]]}
+            for row in dataset.retain]                              # "Mira was born in Oslo." is about Mira, not of use
+    whole = half + [row for row in dataset.retain if row["author"] == dataset.retain[0]["author"]]
+    assert {row["facts"][0] for row in data.swapped(dataset.forget, whole)} <= {
+        fact for row in dataset.retain for fact in row["facts"] if row["author"] == dataset.retain[0]["author"]}
+    with pytest.raises(ValueError, match="nobody else has an answer"):
+        data.swapped(dataset.forget, half)
     with pytest.raises(ValueError, match="nobody else has an answer"):
         data.swapped(dataset.forget, dataset.retain[:3])
 
