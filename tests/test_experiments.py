@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+from pathlib import Path
 from argparse import Namespace
 
 import numpy as np
@@ -63,6 +64,20 @@ def test_the_rule_takes_the_smallest_gap_among_those_that_keep_enough():
     assert compare.choose({"a": trial(0.94, 0.01), "b": trial(0.95, 0.3), "c": trial(0.99, 0.4)}, target) == "b"
     assert compare.choose({"a": trial(0.5, 0.01), "b": trial(0.7, 0.3), "c": trial(0.6, 0.02)}, target) == "b"
     assert compare.choose({"a": trial(0.77, 0.2), "b": trial(0.8, 0.3)}, trial(0.8)) == "a"  # of the target's
+
+
+def test_another_split_starts_from_the_same_base_and_target(tmp_path, monkeypatch):
+    trained = []
+
+    def train_all(name, flags, threads):
+        folder = Path(flags[0].removeprefix("--out="))
+        trained.append({run: (folder / run / "x").read_text() for run in ("base", "target") if (folder / run).exists()})
+        for run in ("base", "target", "retrained"):
+            (folder / run).mkdir(parents=True, exist_ok=True)
+            (folder / run / "x").write_text(run)
+    monkeypatch.setattr(trials, "run_script", train_all)
+    assert trials.draw(tmp_path, 0, 0, "forget05") == tmp_path / "draw0_seed0/forget05"
+    assert trained == [{}, {"base": "base", "target": "target"}]
 
 
 def test_every_method_is_tried_at_the_same_points():
