@@ -3,8 +3,8 @@
 import importlib
 import json
 import shutil
-from pathlib import Path
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
