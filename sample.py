@@ -27,8 +27,9 @@ def parse():
     add("--show_prompt", action="store_true", help="print the exact text each model is given before its answer")
     cli.model_flags(p)
     args = p.parse_args()
-    if args.top_k and not args.temperature:
-        p.error("--top_k goes with --temperature above 0")
+    for flag in ("top_k", "seed"):
+        if flag in p.given and not args.temperature:
+            p.error(f"--{flag} goes with --temperature above 0")
     if "layers" in p.given and args.tau == 1:
         p.error("--layers goes with another --tau than 1")
     return args

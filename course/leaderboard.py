@@ -236,7 +236,7 @@ def main():
         folder = train_draw(out / "models", number, 0, flags=flags)
         dataset = {"out": str(folder), "data_seed": number, "n_authors": n_authors}
         gold, tokenizer, _ = load_run(folder / "retrained", "cpu")
-        golds.append(kept(out / "rows" / f"retrained_{i}_{number}_{args.max_rows}.json",
+        golds.append(kept(out / "measured" / f"retrained_{i}_{number}_{args.max_rows}.json",
                           lambda: measured(gold, tokenizer, data.load(**dataset), args.max_rows)))
         jobs[number] = folder, dataset
 
@@ -250,7 +250,7 @@ def main():
                     model, tokenizer, used = run_method(files, source, house, folder, dataset, args.seconds)
                     left = measured(model, tokenizer, data.load(**dataset), args.max_rows)
                     return left | {"cost": {"seconds": used}}
-                rows.append(kept(out / "rows" / f"{code}_{number}_{args.seconds}_{args.max_rows}.json", measure))
+                rows.append(kept(out / "measured" / f"{code}_{number}_{args.seconds}_{args.max_rows}.json", measure))
         except UserError as e:
             failed[name] = str(e)
             print(f"{name}: {e}", file=sys.stderr)

@@ -87,15 +87,16 @@ def spec_of(file, folder, key, args, run="target", **more):
     """The spec of a trial, see trial(): on model `run` of a draw's folder, key as in draws()."""
     data_seed, _, forget = key
     dataset = {"out": str(folder), "data_seed": data_seed, "forget": forget, "n_authors": args.n_authors}
-    return {"file": str(file), "run": str(folder / run), "max_rows": args.max_rows, "data": dataset, **more}
+    return {"file": str(file), "run": str(folder / run), "random_rows": args.max_rows, "data": dataset, **more}
 
 
 def trial(spec):
     """Run one trial, or read its file. -> {"spec", "result", "values"}: see eval.measure.
 
-    spec: file (where it is kept), run (the model to start from), data (keywords of data.load), max_rows, attack
-    (whether the quick attacks of lab/recover.py are made too), and flags of asu.py as a dict, either under unlearn or
-    under smoothing, which measures the forget-teacher itself; with neither the model is measured as it is.
+    spec: file (where it is kept), run (the model to start from), data (keywords of data.load), random_rows (how many of
+    each set), attack (whether the quick attacks of lab/recover.py are made too), and flags of asu.py as a dict, either
+    under unlearn or under smoothing, which measures the forget-teacher itself; with neither the model is measured as it
+    is.
     """
     file = Path(spec["file"])
     if file.exists():
@@ -116,7 +117,7 @@ def trial(spec):
             tau, layers = smoothing(model, tokenizer, dataset.forget, dataset, args.tau, args.layers, args.heads,
                                     args.phrasings)
             teacher = {"tau": tau, "layers": layers}
-    sets = {name: data.subset(rows, spec["max_rows"]) for name, rows in dataset.sets.items()}
+    sets = {name: data.subset(rows, spec["random_rows"]) for name, rows in dataset.sets.items()}
     slot_values = data.slot_values([row for rows in dataset.sets.values() for row in rows])
     result, values, _ = eval.measure(model, tokenizer, sets, dataset.holdout, slot_values, teacher)
     if spec.get("attack"):

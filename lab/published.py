@@ -136,8 +136,8 @@ def same_questions(log, path, all_sets, max_rows):
         if len(other) > FLAWED * len(known):
             raise UserError(f"{path}: {part}, {other[0]}; the log is of another split or other data")
         sets[part], logged[part] = [rows[n] for n in known], [questions[n] for n in known]
-        if len(known) < min(len(rows), max_rows):
-            notes.append(f"{part}: {len(known)} questions are measured, those that {path} holds")
+        if len(questions) < len(rows):
+            notes.append(f"{part}: {len(known)} questions are measured, of those that {path} holds")
     return sets, logged, notes
 
 

@@ -236,7 +236,7 @@ def test_the_frontier_is_what_nothing_beats():
 
 # -------------------------------------------------------------------------------------------------- trials
 def spec_on(out, file, **more):
-    return {"file": str(file), "run": str(out / "target"), "max_rows": 4,
+    return {"file": str(file), "run": str(out / "target"), "random_rows": 4,
             "data": {"out": str(out), "n_authors": 20}, **more}
 
 
@@ -330,7 +330,7 @@ def test_another_split_has_the_base_and_target_of_the_first(tmp_path, monkeypatc
 def test_a_trial_on_other_people_than_its_model_has_learnt_is_refused(out, tmp_path):
     dataset = {"out": str(out), "data_seed": 0, "forget": "forget10", "n_authors": 21}
     with pytest.raises(UserError, match="target was trained on other data"):
-        trials.trial({"file": str(tmp_path / "t.json"), "run": str(out / "target"), "max_rows": 4, "data": dataset})
+        trials.trial({"file": str(tmp_path / "t.json"), "run": str(out / "target"), "random_rows": 4, "data": dataset})
 
 
 # ------------------------------------------------------------------------------------- from one end to the other

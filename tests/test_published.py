@@ -95,7 +95,7 @@ def test_what_a_log_lacks_is_said_and_what_it_has_stands_in_the_report(report, n
     assert "probability, rouge_l, truth_ratio, fact_accuracy, token_entropy, coherence on forget" in note
     assert "fact_accuracy_heldout_phrasing" not in note and "without PrivLeak" in note
     [rows] = [note for note in done["data"]["notes"] if note.startswith("retain: ")]
-    assert rows.startswith("retain: 7 questions are measured, those that ")
+    assert rows.startswith("retain: 7 questions are measured, of those that ")
     gold = done["runs"]["retrained"]
     assert gold["aggregate"]["gap_to_retrain"] is None and gold["cost"] == {} and "privleak" not in gold["forget"]
 
