@@ -367,7 +367,7 @@ def test_a_new_metric_is_a_function_and_its_name_in_one_table(out, tmp_path, mon
     model, tokenizer, _ = load_run(out / "target")
     rows = data.load(out=out, n_authors=20).sets
     for part in ("forget", "retain", "world"):
-        asked = rows[part][::-(-len(rows[part]) // 4)]
+        asked = data.subset(rows[part], 4)
         lengths = [len(text.split()) for text in ask(model, tokenizer, [row["question"] for row in asked])]
         low, high = target[part]["ci95"]["answer_length"]
         assert target[part]["answer_length"] == pytest.approx(np.mean(lengths)) and low <= np.mean(lengths) <= high
@@ -388,7 +388,7 @@ def test_a_run_costs_what_its_record_says_and_a_teacher_is_the_target_smoothed_f
     teacher = runs["teacher_tau8"]
     assert teacher["cost"] == dict.fromkeys(keys, 0)
     model, tokenizer, _ = load_run(out / "target")
-    rows = data.load(out=out, n_authors=20).sets["forget"][::2]
+    rows = data.subset(data.load(out=out, n_authors=20).sets["forget"], 20)
     metrics = eval.evaluate(model, tokenizer, "forget", rows, data.slot_values(rows), tau=8.0)[0]
     assert metrics["probability"] == teacher["forget"]["probability"] != runs["target"]["forget"]["probability"]
 

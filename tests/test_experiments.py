@@ -198,8 +198,8 @@ def measured(coherence, gap, **more):
 
 def table(rows):
     """compare.table of {row: results} -> {row: {heading: cell}}"""
-    text = compare.table({"rows": rows, "differences": {}, "costs": {}, "settings": {"forget": "forget10"},
-                          "chosen": {}}, "ASU_GD")
+    settings = {"forget": "forget10", "dev_seed": 1, "data_seed": 0}
+    text = compare.table({"rows": rows, "differences": {}, "costs": {}, "settings": settings, "chosen": {}}, "ASU_GD")
     heading, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
     return {line[0]: dict(zip(heading, line)) for line in lines}
 
