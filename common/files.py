@@ -203,7 +203,7 @@ def read_json(path, default=None):
     except FileNotFoundError as e:
         if default is not None:
             return default
-        raise UserError(f"{path} is missing") from e
+        raise UserError(f"{path} is missing: not a model directory") from e
     except (ValueError, RecursionError) as e:               # not JSON, not text, or nested without end
         raise UserError(f"{path} is not valid JSON and so damaged ({e})") from e
     if not isinstance(value, dict):

@@ -4,7 +4,6 @@ import importlib
 import json
 import shutil
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,20 +63,6 @@ def test_the_rule_takes_the_smallest_gap_among_those_that_keep_enough():
     assert compare.choose({"a": trial(0.94, 0.01), "b": trial(0.95, 0.3), "c": trial(0.99, 0.4)}, target) == "b"
     assert compare.choose({"a": trial(0.5, 0.01), "b": trial(0.7, 0.3), "c": trial(0.6, 0.02)}, target) == "b"
     assert compare.choose({"a": trial(0.77, 0.2), "b": trial(0.8, 0.3)}, trial(0.8)) == "a"  # of the target's
-
-
-def test_another_split_starts_from_the_same_base_and_target(tmp_path, monkeypatch):
-    trained = []
-
-    def train_all(name, flags, threads):
-        folder = Path(flags[0].removeprefix("--out="))
-        trained.append({run: (folder / run / "x").read_text() for run in ("base", "target") if (folder / run).exists()})
-        for run in ("base", "target", "retrained"):
-            (folder / run).mkdir(parents=True, exist_ok=True)
-            (folder / run / "x").write_text(run)
-    monkeypatch.setattr(trials, "run_script", train_all)
-    assert trials.draw(tmp_path, 0, 0, "forget05") == tmp_path / "draw0_seed0/forget05"
-    assert trained == [{}, {"base": "base", "target": "target"}]
 
 
 def test_every_method_is_tried_at_the_same_points():
@@ -311,13 +296,15 @@ def test_half_written_and_foreign_files_are_named(tmp_path, content, message):
 
 
 def test_another_split_has_the_base_and_target_of_the_first(tmp_path, monkeypatch):
-    started = []
+    started, stood = [], []
 
     def run_script(name, flags, threads):
         started.append((name, *flags[:-5], *flags[-4:]))
+        split = tmp_path / "draw3_seed4" / flags[-2].split("=")[1]
+        stood.append({path.name: path.read_text() for path in split.glob("*/weights-*")})
         for model in ("base", "target", "retrained"):
-            folder = tmp_path / "draw3_seed4" / flags[-2].split("=")[1] / model
-            folder.mkdir(parents=True, exist_ok=True)
+            (split / model).mkdir(parents=True, exist_ok=True)
+            (split / model / f"weights-{model}").write_text(model)
     monkeypatch.setattr(trials, "run_script", run_script)
     key, args = (3, 4, "forget05"), Namespace(jobs=1, train_flags="--lr=1 --n_authors=30", n_authors=20)
     folders = trials.draws([key], args, tmp_path, "--epochs=2")
@@ -325,6 +312,7 @@ def test_another_split_has_the_base_and_target_of_the_first(tmp_path, monkeypatc
     given = "--lr=1", "--n_authors=30", "--epochs=2", "--n_authors=20"          # what is measured is what was learnt
     assert started == [("train", *given, "--data_seed=3", "--seed=4", f"--forget={split}", "--resume")
                        for split in ("forget10", "forget05")]
+    assert stood == [{}, {"weights-base": "base", "weights-target": "target"}]
 
 
 def test_a_trial_on_other_people_than_its_model_has_learnt_is_refused(out, tmp_path):

@@ -416,7 +416,7 @@ def test_integer_weights_are_refused(tmp_path, model):
 
 
 @pytest.mark.parametrize("name, contents, message", [
-    ("config.json", None, "config.json is missing"),
+    ("config.json", None, "config.json is missing: not a model directory"),
     ("config.json", "{", "config.json is not valid JSON"),
     ("config.json", "[]", "config.json is damaged: a JSON object is needed"),
     ("generation_config.json", "x", "generation_config.json is not")])
